@@ -1,0 +1,1 @@
+"""What the commands share. Knows ninep; knows no command."""

@@ -1,0 +1,1 @@
+"""Small commands, one file each."""
