@@ -1,0 +1,162 @@
+"""What a transport is: an ordered stream of bytes both ways. The only place that knows about sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Any, Protocol
+
+HIGH_WATER = 1 << 20  # bytes queued before drain() waits: one message of the largest msize
+
+
+class Stream(Protocol):
+    """An ordered, reliable stream of bytes. One task reads; write() may be called from anywhere in the loop."""
+
+    async def read(self, n: int) -> bytes:
+        """At most n bytes, as soon as there are any; b"" at the end of the stream. OSError on failure."""
+
+    def write(self, data: bytes) -> None:
+        """Queue data; never blocks and never raises for a stream that has ended (read() tells that)."""
+
+    async def drain(self) -> None:
+        """Return when the queue is short enough to go on writing. OSError when the transport failed."""
+
+    def close(self) -> None:
+        """Close both directions, after what is queued where the transport can; a pending read() returns b""."""
+
+
+class _Pair:
+    """A reader and a writer with asyncio's method names, as a Stream."""
+
+    def __init__(self, reader: Any, writer: Any) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.closed = False
+
+    async def read(self, n: int) -> bytes:
+        data: bytes = await self.reader.read(n)
+        return data
+
+    def write(self, data: bytes) -> None:
+        if not self.closed and not self.writer.is_closing():
+            self.writer.write(data)
+
+    async def drain(self) -> None:
+        await self.writer.drain()
+
+    def close(self) -> None:
+        self.closed = True
+        self.writer.close()
+
+
+def of_streams(reader: Any, writer: Any) -> Stream:
+    """A Stream over a reader and a writer of asyncio or asyncssh (opened for bytes). Closing closes the writer."""
+    return _Pair(reader, writer)
+
+
+class _Socket:
+    """A connected stream socket, read and written directly: asyncio's transports cost a copy and a callback more."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.loop = asyncio.get_running_loop()
+        self.queue: deque[memoryview] = deque()
+        self.queued = 0
+        self.error: OSError | None = None
+        self.waiters: list[asyncio.Future[None]] = []
+        self.reading: asyncio.Future[None] | None = None
+        self.closed = False
+
+    async def read(self, n: int) -> bytes:
+        while not self.closed:
+            try:
+                return self.sock.recv(n)
+            except (BlockingIOError, InterruptedError):
+                pass
+            self.reading = self.loop.create_future()
+            fd = self.sock.fileno()
+            self.loop.add_reader(fd, self._readable)
+            try:
+                await self.reading
+            finally:
+                self.reading = None
+                if not self.closed:
+                    self.loop.remove_reader(fd)
+        return b""
+
+    def _readable(self) -> None:
+        if self.reading and not self.reading.done():
+            self.reading.set_result(None)
+
+    def write(self, data: bytes) -> None:
+        if self.closed or self.error or not data:
+            return
+        view = memoryview(data)
+        if not self.queue:
+            view = view[self._send(view) :]
+            if not view or self.error:
+                return
+            self.loop.add_writer(self.sock.fileno(), self._writable)
+        self.queue.append(view)
+        self.queued += len(view)
+
+    def _send(self, view: memoryview) -> int:
+        try:
+            return self.sock.send(view, socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self.error = error
+            return 0
+
+    def _writable(self) -> None:
+        while self.queue and not self.error:
+            head = self.queue[0]
+            sent = self._send(head)
+            self.queued -= sent
+            if sent < len(head):
+                self.queue[0] = head[sent:]
+                break
+            self.queue.popleft()
+        if self.error or not self.queue:
+            self.loop.remove_writer(self.sock.fileno())
+            self.queue.clear()
+        if self.error or self.closed or self.queued <= HIGH_WATER // 2:
+            self._wake()
+        if self.closed and (self.error or not self.queue):
+            self.sock.close()
+
+    def _wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def drain(self) -> None:
+        while self.queued > HIGH_WATER and not self.error and not self.closed:
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self.waiters.append(waiter)
+            await waiter
+        if self.error:
+            raise self.error
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.loop.remove_reader(self.sock.fileno())
+        self._readable()
+        self._wake()
+        if not self.queue:
+            self.sock.close()
+        # else _writable closes it when the queue has gone out
+
+
+def of_socket(sock: socket.socket) -> Stream:
+    """A Stream over a connected stream socket, which it owns from here on and makes non-blocking.
+
+    To be called inside the running loop that will use it.
+    """
+    return _Socket(sock)
