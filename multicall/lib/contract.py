@@ -248,15 +248,15 @@ def is_ours(command: bytes) -> bool:
 def parse_exec(command: bytes) -> Exec:
     """Split an exec string as a POSIX shell would and take the options a peer may set off its front.
 
-    Those are -d and -port9p=N (or -port9p N), one dash or two, and nothing else: a peer chooses these words. Raises
-    ContractError.
+    Those are -d and -port9p=N (or -port9p N), one dash or two, and nothing else: a peer chooses these words. After a
+    leading space there is no option. Raises ContractError.
     """
     try:
         words = [word.encode("latin-1") for word in shlex.split(command.decode("latin-1"))]
     except ValueError as error:
         raise ContractError(f"cannot split the command: {error}") from None
     port: int | None = None
-    while words and words[0].startswith(b"-"):
+    while not command.startswith(b" ") and words and words[0].startswith(b"-"):
         option, equals, value = words.pop(0).lstrip(b"-").partition(b"=")
         if option == b"d":
             continue

@@ -4,6 +4,7 @@ On the board the client's tree lies on CLIENT_TREE; a bind is an fstab line whos
 """
 
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def parse_fstab(text: bytes) -> tuple[list[Mount], list[str]]:
     mounts: list[Mount] = []
     complaints: list[str] = []
     for number, line in enumerate(text.split(b"\n"), 1):
-        fields = line.split()
+        fields = re.split(rb"[ \t]+", line.strip(b" \t\r")) if line.strip(b" \t\r") else []
         if not fields or fields[0].startswith(b"#"):
             continue
         if len(fields) < 3:
