@@ -238,7 +238,8 @@ class Session:
         """Wait for the command's end, or for the client's and bring the command's about."""
         gone = asyncio.ensure_future(self._gone.wait())
         try:
-            await asyncio.wait({exited, gone}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {exited, gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not exited.done():
                 process.kill(self._membership, signal.SIGHUP)
                 process.kill(self._membership, signal.SIGCONT)

@@ -140,7 +140,8 @@ async def open_ours(
     """
     ssh = connection.ssh
     command = Command(connection.target.shown, received, flow, replies=True)
-    opening: list[asyncio.Future[Any]] = [asyncio.ensure_future(_open_session(connection, command, subsystem=contract.SUBSYSTEM))]
+    opening: list[asyncio.Future[Any]] = []
+    opening.append(asyncio.ensure_future(_open_session(connection, command, subsystem=contract.SUBSYSTEM)))
     tree: asyncio.Future[Any] | None = None
     if request.ninep:
         path = contract.ninep_path(request.ninep)
