@@ -32,6 +32,14 @@ class ProtocolError(Exception):
     """The peer sent something that is not 9P2000.L; the connection cannot go on. The text says what."""
 
 
+class UnknownMessage(ProtocolError):
+    """A whole frame with a type number that is not in the table: a server can say so and go on."""
+
+    def __init__(self, number: int, tag: int) -> None:
+        super().__init__(f"message type {number} is not 9P2000.L")
+        self.tag = tag
+
+
 class _Run:
     """Neighbouring fields of fixed size, packed and unpacked in one go."""
 
@@ -141,7 +149,7 @@ def decode(frame: bytes | bytearray | memoryview) -> tuple[int, Message]:
         raise ProtocolError(f"a frame of {length} bytes says size {size}")
     cls = TYPES.get(number)
     if cls is None:
-        raise ProtocolError(f"message type {number} is not 9P2000.L")
+        raise UnknownMessage(number, tag)
     message = cls.__new__(cls)
     values = message.__dict__
     at = HEADER_SIZE

@@ -620,8 +620,8 @@ async def _open_fifo(path: bytes, flags: int) -> int:
     threading.Thread(target=work, daemon=True, name="ninep-fifo").start()
     try:
         return await future
-    except asyncio.CancelledError:
-        if future.cancelled():
+    except BaseException:  # cancelled, or closed by a server that never came to run it
+        if future.cancel() or future.cancelled():
             release()
         elif future.done() and future.exception() is None:
             os.close(future.result())
