@@ -29,12 +29,16 @@ from ninep.file import File
 from ninep.message import Entry, Rgetattr
 
 if "trio" in sys.modules:
-    import pyfuse3
+    import pyfuse3 as _pyfuse3
 else:
     sys.modules["trio"] = types.ModuleType("trio")  # pyfuse3 wants no more of it than that it can be imported
-    import pyfuse3
+    import pyfuse3 as _pyfuse3
 
     del sys.modules["trio"]
+
+pyfuse3: Any = _pyfuse3  # its types for plain numbers are newer than Debian 12's version
+
+ROOT_INODE: int = pyfuse3.ROOT_INODE
 
 log = logging.getLogger("ninep.fuse")
 
@@ -184,7 +188,7 @@ def _guarded(
 ) -> Callable[Concatenate[_Operations, P], Coroutine[Any, Any, T]]:
     """Errors as pyfuse3 wants them; whatever is not an OSError is our bug: logged, and EIO."""
 
-    async def guarded(self: _Operations, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def guarded(self: _Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.active += 1
         try:
             return await handler(self, *args, **kwargs)
@@ -203,7 +207,7 @@ def _guarded(
     return guarded
 
 
-class _Operations(pyfuse3.Operations):
+class _Operations(_pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
@@ -213,8 +217,8 @@ class _Operations(pyfuse3.Operations):
         self.loop = loop
         self.entry_timeout_s = entry_timeout_s
         self.attr_timeout_s = attr_timeout_s
-        self.root = _Node(pyfuse3.ROOT_INODE, None, b"", root)
-        self.nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: self.root}
+        self.root = _Node(ROOT_INODE, None, b"", root)
+        self.nodes: dict[int, _Node] = {ROOT_INODE: self.root}
         self.names: dict[tuple[int, bytes], _Node] = {}  # (directory's id, name): for rename and unlink
         self.loaded: dict[_Node, None] = {}  # nodes whose file may be let go, the longest unused first
         self.handles: dict[int, _Handle] = {}
@@ -258,8 +262,8 @@ class _Operations(pyfuse3.Operations):
     def _id(self, file: File) -> int:
         path = file.qid.path
         if self.root.file and path == self.root.file.qid.path:
-            return pyfuse3.ROOT_INODE
-        return path if path > pyfuse3.ROOT_INODE else path | 1 << 63
+            return ROOT_INODE
+        return path if path > ROOT_INODE else path | 1 << 63
 
     def trim(self) -> None:
         """Let go of the Files used longest ago."""
@@ -303,12 +307,12 @@ class _Operations(pyfuse3.Operations):
         node.lookups += 1
         return node
 
-    def attributes(self, node: _Node, r: Rgetattr) -> pyfuse3.EntryAttributes:
+    def attributes(self, node: _Node, r: Rgetattr) -> Any:
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = pyfuse3.InodeT(node.id)
+        entry.st_ino = node.id
         entry.entry_timeout = self.entry_timeout_s
         entry.attr_timeout = self.attr_timeout_s
-        entry.st_mode = pyfuse3.ModeT(r.mode)
+        entry.st_mode = r.mode
         entry.st_nlink = r.nlink
         entry.st_uid = r.uid
         entry.st_gid = r.gid
@@ -322,14 +326,14 @@ class _Operations(pyfuse3.Operations):
         node.mode, node.gid = r.mode, r.gid
         return entry
 
-    async def found(self, parent: _Node, name: bytes) -> pyfuse3.EntryAttributes:
+    async def found(self, parent: _Node, name: bytes) -> Any:
         file, attributes = await (await self._place(parent)).walk_getattr(name)
         return self.attributes(self.enter(parent, name, file), attributes)
 
     # Names
 
     @_guarded
-    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Any:
         return await self.found(self.node(parent_inode), name)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -397,7 +401,7 @@ class _Operations(pyfuse3.Operations):
             moved.parent, moved.name = new, name_new
 
     @_guarded
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> Any:
         parent = self.node(new_parent_inode)
         await (await self._place(parent)).link(await self.place(inode), new_name)
         return await self.found(parent, new_name)
@@ -406,7 +410,7 @@ class _Operations(pyfuse3.Operations):
         """The group of what is made in parent: the directory's when it is setgid, else the process's."""
         return parent.gid if parent.mode & stat.S_ISGID else int(ctx.gid)
 
-    async def made(self, parent: _Node, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def made(self, parent: _Node, name: bytes, ctx: Any) -> Any:
         """The entry of what has just been made, given to the process's user if the server lets us."""
         file, r = await (await self._place(parent)).walk_getattr(name)
         if r.uid != ctx.uid and self.may_chown:
@@ -420,20 +424,20 @@ class _Operations(pyfuse3.Operations):
         return self.attributes(self.enter(parent, name, file), r)
 
     @_guarded
-    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
         parent = self.node(parent_inode)
         gid = self.group(parent, ctx)
         await (await self._place(parent)).mknod(name, mode, os.major(rdev), os.minor(rdev), gid)
         return await self.made(parent, name, ctx)
 
     @_guarded
-    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
         parent = self.node(parent_inode)
         await (await self._place(parent)).mkdir(name, mode & 0o7777, self.group(parent, ctx))
         return await self.made(parent, name, ctx)
 
     @_guarded
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> Any:
         parent = self.node(parent_inode)
         await (await self._place(parent)).symlink(name, target, self.group(parent, ctx))
         return await self.made(parent, name, ctx)
@@ -448,12 +452,12 @@ class _Operations(pyfuse3.Operations):
     # Attributes
 
     @_guarded
-    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def getattr(self, inode: int, ctx: Any) -> Any:
         node = self.node(inode)
         return self.attributes(node, await (await self._place(node)).getattr())
 
     @_guarded
-    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
         now = time.time_ns()
         node = self.node(inode)
         file = self.handles[fh].file if fh in self.handles else await self._place(node)
@@ -485,7 +489,7 @@ class _Operations(pyfuse3.Operations):
         return self.attributes(node, await file.getattr())
 
     @_guarded
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+    async def statfs(self, ctx: Any) -> Any:
         r = await (await self._place(self.root)).statfs()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = r.bsize
@@ -547,13 +551,11 @@ class _Operations(pyfuse3.Operations):
         return self.handle(node, file)
 
     @_guarded
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(await self._open(inode, _wire(flags))))
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        return pyfuse3.FileInfo(fh=await self._open(inode, _wire(flags)))
 
     @_guarded
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> tuple[Any, Any]:
         parent = self.node(parent_inode)
         file = await self._clone(parent)
         try:
@@ -562,7 +564,7 @@ class _Operations(pyfuse3.Operations):
         except BaseException:
             self.let_go(file)
             raise
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self.handle(self.node(entry.st_ino), file))), entry
+        return pyfuse3.FileInfo(fh=self.handle(self.node(entry.st_ino), file)), entry
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -660,9 +662,9 @@ class _Operations(pyfuse3.Operations):
         name = entry.name
         if name in (b".", b".."):  # not looked up, and not counted
             attributes = pyfuse3.EntryAttributes()
-            attributes.st_ino = pyfuse3.InodeT(handle.node.id if name == b"." else entry.qid.path or 1)
-            attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
-            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, entry.offset)
+            attributes.st_ino = handle.node.id if name == b"." else entry.qid.path or 1
+            attributes.st_mode = stat.S_IFDIR
+            return bool(pyfuse3.readdir_reply(token, name, attributes, entry.offset))
         ready = handle.ready[name]
         if isinstance(ready, OSError):
             if ready.errno == errno.ENOENT:
@@ -670,11 +672,11 @@ class _Operations(pyfuse3.Operations):
                 return True  # gone since: not an entry any more
             # Seen but not reachable, as in a directory without x: a name and a type are what there is.
             attributes = pyfuse3.EntryAttributes()
-            id = entry.qid.path if entry.qid.path > pyfuse3.ROOT_INODE else entry.qid.path | 1 << 63
-            attributes.st_ino = pyfuse3.InodeT(id)
-            attributes.st_mode = pyfuse3.ModeT(entry.type << 12)
+            id = entry.qid.path if entry.qid.path > ROOT_INODE else entry.qid.path | 1 << 63
+            attributes.st_ino = id
+            attributes.st_mode = entry.type << 12
             attributes.entry_timeout = attributes.attr_timeout = 0
-            fits = pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, entry.offset)
+            fits = bool(pyfuse3.readdir_reply(token, name, attributes, entry.offset))
             if fits:
                 self.nodes.setdefault(id, _Node(id, handle.node, name, None)).lookups += 1
                 del handle.ready[name]
@@ -682,7 +684,7 @@ class _Operations(pyfuse3.Operations):
         file, r = ready
         known = self.nodes.get(self._id(file))
         attributes = self.attributes(known or _Node(self._id(file), handle.node, name, file), r)
-        fits = pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, entry.offset)
+        fits = bool(pyfuse3.readdir_reply(token, name, attributes, entry.offset))
         if fits:
             del handle.ready[name]
             node = self.enter(handle.node, name, file)
@@ -771,7 +773,7 @@ async def _run(
 ) -> None:
     loop = _Loop()
     operations = _Operations(root, loop, entry_timeout_s, attr_timeout_s)
-    pyfuse3.trio = loop  # type: ignore[attr-defined]
+    pyfuse3.trio = loop
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:
