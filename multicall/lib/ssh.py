@@ -61,7 +61,8 @@ class Target(NamedTuple):
 class HostKeys:
     """Decides about a board's host key: pinned (-hk), known, new or changed. `problem` says why one was refused."""
 
-    def __init__(self, pinned: str | None, files: Sequence[str]) -> None:
+    def __init__(self, name: str, pinned: str | None, files: Sequence[str]) -> None:
+        self._name = name
         self.files = files
         self.problem: Problem | None = None
         self._pinned_path = pinned
@@ -75,50 +76,55 @@ class HostKeys:
             except (OSError, ValueError) as error:
                 raise Problem(f"read known hosts {', '.join(files)}: {reason(error)}") from error
 
-    def trusted(self) -> object:
-        """What asyncssh may trust without asking."""
-        return (self._pinned, [], []) if self._pinned else self.known
+    def trusted(self, host: str = "", addr: str = "", port: int | None = None) -> Sequence[Sequence[Any]]:
+        """What asyncssh may trust without asking; has the shape of a known_hosts callable of its.
+
+        By the one name alone, port included: a key known for the same host's sshd says nothing about its cpud.
+        """
+        return (self._pinned, [], []) if self._pinned else self.known.match(self._name, "", None)
 
     def decide(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         """Judge a key that is not among the trusted: record a new host's, refuse every other one."""
-        shown = _known_name(host, port)
         if self._pinned:
             self.problem = Problem(
-                f"host key of {shown}: {key.get_fingerprint()} is not the one in {self._pinned_path}, "
+                f"host key of {self._name}: {key.get_fingerprint()} is not the one in {self._pinned_path}, "
                 f"{self._pinned[0].get_fingerprint()}",
                 "another board, or somebody between; if the board was made anew, give -hk its new key",
             )
             return False
-        known: Sequence[asyncssh.SSHKey] = self.known.match(host, addr, port)[0]
+        known = self.trusted()[0]
         if known:
             places = ", ".join(_lines_with(self.files, known)) or ", ".join(self.files)
             old = ", ".join(each.get_fingerprint() for each in known)
             self.problem = Problem(
-                f"host key of {shown} has changed: it is {key.get_fingerprint()}, known is {old}",
+                f"host key of {self._name} has changed: it is {key.get_fingerprint()}, known is {old}",
                 f"somebody between, or a board made anew; if that, remove {places}",
             )
             return False
-        self._record(shown, key)
+        self._record(key)
         return True
 
-    def _record(self, shown: str, key: asyncssh.SSHKey) -> None:
+    def _record(self, key: asyncssh.SSHKey) -> None:
         path = self.files[0]
-        line = shown.encode() + b" " + key.export_public_key().strip().rsplit(b" ", 0)[0] + b"\n"
+        line = self._name.encode() + b" " + key.export_public_key().strip().rsplit(b" ", 0)[0] + b"\n"
         try:
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
             with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 file.write(line)
         except OSError as error:
-            say(f"cpu: remember the host key of {shown} in {path}: {reason(error)}\n")
+            say(f"cpu: remember the host key of {self._name} in {path}: {reason(error)}\n")
             return
         with contextlib.suppress(OSError):
             if os.isatty(2):
-                say(f"cpu: first time at {shown}: its host key {key.get_fingerprint()} is now in {path}\n")
+                say(f"cpu: first time at {self._name}: its host key {key.get_fingerprint()} is now in {path}\n")
 
 
-def _known_name(host: str, port: int) -> str:
-    """A host as known_hosts writes it (sshd(8))."""
-    return host if port in (0, 22) else f"[{host}]:{port}"
+def known_name(network: str, host: str, port: str) -> str:
+    """A board as known_hosts writes it (sshd(8)); what is no TCP has the network's name in front of its address."""
+    if network == "unix":
+        return f"unix:{host}"
+    prefix = "" if network in transport.FAMILIES else f"{network}:"
+    return f"{prefix}{host}" if port == "22" else f"[{prefix}{host}]:{port}"
 
 
 def _lines_with(files: Sequence[str], keys: Sequence[asyncssh.SSHKey]) -> list[str]:
@@ -144,6 +150,14 @@ def _read_public_key(path: str) -> asyncssh.SSHKey:
         raise Problem(f"read host key {path}: {reason(error)}") from error
 
 
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def read_client_key(path: str) -> asyncssh.SSHKeyPair:
     """Read an identity, asking for its passphrase on the terminal when it has one. Raises Problem."""
     passphrase: str | None = None
@@ -154,10 +168,9 @@ def read_client_key(path: str) -> asyncssh.SSHKeyPair:
             encrypted = isinstance(error, asyncssh.KeyEncryptionError) or "passphrase" in str(error).lower()
             if not encrypted or attempt == 3:
                 raise Problem(f"read key {path}: {reason(error)}") from error
-            try:
-                passphrase = getpass.getpass(f"Passphrase for {path}: ")
-            except (EOFError, OSError):
+            if not _has_terminal():
                 raise Problem(f"read key {path}: it has a passphrase and there is no terminal to ask on") from error
+            passphrase = getpass.getpass(f"Passphrase for {path}: ")
         except OSError as error:
             raise Problem(f"read key {path}: {reason(error)}") from error
     raise AssertionError
@@ -231,7 +244,8 @@ def known_hosts_files(ssh_options: asyncssh.SSHClientConnectionOptions) -> Seque
 async def connect(options: Options) -> Connection:
     """Dial, check the host key, authenticate. Raises Problem for whatever goes wrong, saying what, where and why."""
     target, ssh_options = resolve(options)
-    host_keys = HostKeys(options.host_key, known_hosts_files(ssh_options))
+    name = known_name(options.network, str(ssh_options.config.get("HostKeyAlias", target.host)), target.port)
+    host_keys = HostKeys(name, options.host_key, known_hosts_files(ssh_options))
     clients: list[Client] = []
 
     def make_client() -> Client:
@@ -256,7 +270,7 @@ async def connect(options: Options) -> Connection:
                 client_factory=make_client,
                 options=asyncssh.SSHClientConnectionOptions(
                     ssh_options,
-                    known_hosts=host_keys.trusted(),
+                    known_hosts=host_keys.trusted,
                     keepalive_interval=KEEPALIVE_S,
                     keepalive_count_max=KEEPALIVE_COUNT,
                     **extra,
