@@ -100,8 +100,11 @@ def _resolve(root: bytes, path: bytes) -> bytes:
     return os.path.realpath(path)
 
 
-def split_destination(text: str) -> tuple[str | None, str]:
-    """Split [user@]host; the host may be an IPv6 address in brackets."""
+def split_destination(text: str, network: str = "tcp") -> tuple[str | None, str]:
+    """Split [user@]host; the host may be an IPv6 address in brackets, or a socket's name that begins with @."""
+    if network.startswith("unix"):
+        user, at, host = ("", "", text) if text.startswith("@") else text.partition("@")
+        return (user, host) if at and "/" not in user else (None, text)
     user, at, host = text.rpartition("@")
     return (user or None) if at else None, host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
@@ -280,7 +283,7 @@ def command(
     """Run COMMAND on BOARD, with this machine's files; without one, a shell."""
     from multicall.lib import ssh
 
-    named, host = split_destination(destination)
+    named, host = split_destination(destination, network)
     timeout_s = flags.duration_s(timeout)
     if timeout_s <= 0:
         raise click.BadParameter("has to be more than nothing", param_hint="-timeout9p")

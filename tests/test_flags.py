@@ -62,6 +62,13 @@ def test_wrong_durations(text: str) -> None:
         flags.duration_s(text or "ms")
 
 
+def test_sockets_as_destinations() -> None:
+    assert cpu.split_destination("@name", "unix") == (None, "@name")
+    assert cpu.split_destination("me@@name", "unix") == ("me", "@name")
+    assert cpu.split_destination("me@/run/s", "unix") == ("me", "/run/s")
+    assert cpu.split_destination("/run/a@b", "unix") == (None, "/run/a@b")
+
+
 @pytest.mark.parametrize(
     ("text", "user", "host"),
     [("b", None, "b"), ("me@b", "me", "b"), ("[::1]", None, "::1"), ("me@[fe80::1]", "me", "fe80::1")],
