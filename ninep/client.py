@@ -144,10 +144,14 @@ class Client:
             future.set_exception(OSError(errno.ENOTCONN, f"9P connection: {self.reason}"))
             return future
         start = len(self.parts)
-        if encode_into(self.parts, tag, request) > self.msize:
+        try:
+            fits = encode_into(self.parts, tag, request) <= self.msize
+        except ValueError:  # a string longer than its count can say
+            fits = False
+        if not fits:
             del self.parts[start:]
             self._free(tag, made)
-            future.set_exception(OSError(errno.EMSGSIZE, "request larger than msize"))
+            future.set_exception(OSError(errno.ENAMETOOLONG, "request larger than msize"))
             return future
         if self.trace:
             self.trace(f"-> {tag} {request!r}")

@@ -20,24 +20,20 @@ Each File holds a descriptor: raise_descriptor_limit() is for the program that s
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from ninep import message as m
 from ninep.codec import entry_size
+from ninep.fifo import open_fifo, readable, writable
 from ninep.file import File, check_name
 from ninep.message import Entry, Qid, Rgetattr, Rgetlock, Rstatfs
-
-T = TypeVar("T")
 
 # Wire flags that mean something here, and what they are called on this machine. O_DIRECT would want aligned buffers;
 # O_NOATIME needs ownership; O_LARGEFILE, O_CLOEXEC, O_NOCTTY are always so.
@@ -49,14 +45,13 @@ OPEN_FLAGS = (
     (m.O_SYNC, os.O_SYNC),
     (m.O_DIRECTORY, os.O_DIRECTORY),
 )
-FIFO_OPENS_MAX = 64  # threads waiting for the other end of a FIFO; beyond it EAGAIN
 FIFO_READ_MAX = 65536  # a pipe's usual capacity: what one read of a FIFO returns at most
 DENTS_SIZE = 65536  # bytes asked of getdents64 at once
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # linux/stat.h
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # linux/fcntl.h: locks of the open file, not of this process
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock with 64-bit offsets
 _LOCK_TYPES = (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)  # by the wire's number
-_DIRENT = struct.Struct("<QqHB" if os.sys.byteorder == "little" else ">QqHB")  # type: ignore[attr-defined]
+_DIRENT = struct.Struct("=QqHB")  # struct linux_dirent64, then the name
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -280,7 +275,7 @@ class LocalFile(File):
         elif native & os.O_NONBLOCK or native & os.O_ACCMODE == os.O_RDWR:
             handle = os.open(path, native | os.O_NONBLOCK)
         else:
-            handle = await _open_fifo(path, native)
+            handle = await open_fifo(path, native)
         self._opened(handle, flags, kind)
         if flags & m.O_TRUNC:
             st = os.fstat(handle)
@@ -345,7 +340,7 @@ class LocalFile(File):
                 try:
                     return os.read(self.handle, min(count, FIFO_READ_MAX))
                 except BlockingIOError:
-                    await _ready(self._open_handle(), asyncio.AbstractEventLoop.add_reader)
+                    await readable(self._open_handle())
         return os.pread(self._open_handle(), count, offset)
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
@@ -354,7 +349,7 @@ class LocalFile(File):
                 try:
                     return os.write(self.handle, data)
                 except BlockingIOError:
-                    await _ready(self._open_handle(), asyncio.AbstractEventLoop.add_writer)
+                    await writable(self._open_handle())
         return os.pwrite(self._open_handle(), data, offset)
 
     def _open_handle(self) -> int:
@@ -548,81 +543,3 @@ def _attribute(name: bytes) -> bytes:
     if not name or b"\0" in name:
         raise OSError(errno.EINVAL, "not an attribute's name")
     return name
-
-
-async def _ready(handle: int, add: Callable[..., None]) -> None:
-    """Wait until a FIFO can be read (or written), on a descriptor of our own: a loop has one waiter for each."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    mine = os.dup(handle)
-    remove = loop.remove_reader if add is asyncio.AbstractEventLoop.add_reader else loop.remove_writer
-    start = loop.add_reader if add is asyncio.AbstractEventLoop.add_reader else loop.add_writer
-    try:
-        start(mine, _settle, future)
-        await future
-    finally:
-        remove(mine)
-        os.close(mine)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-_fifo_opens = 0
-
-
-async def _open_fifo(path: bytes, flags: int) -> int:
-    """open(2) of a FIFO, in a thread until the other end comes. Cancelled: we are the other end for a moment."""
-    global _fifo_opens
-    if _fifo_opens >= FIFO_OPENS_MAX:
-        raise BlockingIOError(errno.EAGAIN, "too many FIFOs are being opened")
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[int] = loop.create_future()
-    keep = os.open(path, os.O_PATH | os.O_CLOEXEC)  # the thread's own way to the FIFO: the caller's may be closed first
-    path = b"/proc/self/fd/%d" % keep
-
-    settled = False
-
-    def settle(handle: int, error: OSError | None) -> None:
-        nonlocal settled
-        global _fifo_opens
-        _fifo_opens -= 1
-        settled = True
-        os.close(keep)
-        if future.cancelled():
-            if error is None:
-                os.close(handle)
-        elif error is None:
-            future.set_result(handle)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        handle, error = -1, None
-        try:
-            handle = os.open(path, flags)
-            os.set_blocking(handle, False)
-        except OSError as failure:
-            error = failure
-        try:
-            loop.call_soon_threadsafe(settle, handle, error)
-        except RuntimeError:  # the loop has been closed
-            pass
-
-    def release() -> None:
-        if not settled:  # again and again: the thread may not have come to its open() yet
-            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            loop.call_later(0.05, release)
-
-    _fifo_opens += 1
-    threading.Thread(target=work, daemon=True, name="ninep-fifo").start()
-    try:
-        return await future
-    except BaseException:  # cancelled, or closed by a server that never came to run it
-        if future.cancel() or future.cancelled():
-            release()
-        elif future.done() and future.exception() is None:
-            os.close(future.result())
-        raise

@@ -202,7 +202,8 @@ class _Connection:
             if len(self.tasks) >= 2 * OUTSTANDING_MAX:
                 raise ProtocolError("more flushes than requests outstanding")
             if type(self.requests[request.oldtag]) not in UNCANCELLABLE:  # type: ignore[attr-defined]
-                task.cancel()
+                # Not at once: a task cancelled before its first step would not come to tell its handler.
+                asyncio.get_running_loop().call_soon(task.cancel)
             coroutine = _rflush()
             self.start(tag, request, (), _after([task], coroutine), coroutine)
             return
@@ -292,9 +293,10 @@ class _Connection:
     async def reset(self) -> None:
         """Stop everything that waits and let go of every file."""
         tasks = list(self.tasks.values())
-        for task in tasks:
-            task.cancel()
         if tasks:
+            await asyncio.sleep(0)  # as in accept(): let each take its first step
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
             await asyncio.sleep(0)  # their callbacks empty the tables
         fids, self.fids = list(self.fids.values()), {}
