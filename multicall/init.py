@@ -25,7 +25,7 @@ def last_resort(why: BaseException) -> NoReturn:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NOCTTY)
             for line in text.splitlines():
-                os.write(fd, line.encode("utf-8", "replace")[:900] + b"\r\n")
+                os.write(fd, line.encode("utf-8", "replace")[:900] + b"\n")
             os.close(fd)
         except OSError:
             pass

@@ -48,9 +48,9 @@ class Init:
 
     # Bringing up.
 
-    def steps(self) -> tuple[tuple[str, Callable[[], None]], ...]:
-        """What is done at the start, in order. The console comes as soon as it can, the network last."""
-        return (
+    def bring_up(self) -> None:
+        """Do every step, in order: the console comes as soon as it can, the network last."""
+        self._do(
             ("take signals", self._take_signals),
             ("make devices", self._make_devices),
             ("read the kernel's command line", self._read_command_line),
@@ -59,13 +59,20 @@ class Init:
             ("set the hostname", self._set_hostname),
             ("start the shell", self._start_shell),
             ("load modules", self._load_modules),
+        )
+        self.start_services()
+
+    def start_services(self) -> None:
+        """Have everything run that should, and does not: also what a stop that was refused has ended."""
+        self._do(
+            ("start the shell", self._start_shell),
             ("start cpud", self._start_cpud),
             ("start the network", self._start_network),
         )
 
-    def bring_up(self) -> None:
-        """Do every step; one that fails is told and kept, and the next one follows."""
-        for name, step in self.steps():
+    def _do(self, *steps: tuple[str, Callable[[], None]]) -> None:
+        """One that fails is told and kept, and the next one follows."""
+        for name, step in steps:
             try:
                 step()
                 self.supervisor.start_due()
@@ -156,7 +163,8 @@ class Init:
             self.journal.problem(f"switch on lo: {reason(error)}")
         if self.board.network.mode == "none":
             return
-        self._watch = link.Watch()
+        if not self._watch:
+            self._watch = link.Watch()
         self._look_at_links()
 
     def _look_at_links(self) -> None:
@@ -332,5 +340,4 @@ def run() -> NoReturn:
             crashes = [when for when in crashes if when > time.monotonic() - CRASHES_S] + [time.monotonic()]
             if len(crashes) >= CRASHES:
                 raise
-            # What a failed stop took away comes back.
-            init.bring_up()
+            init.start_services()

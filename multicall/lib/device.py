@@ -1,6 +1,5 @@
 """The file systems, nodes and links that a Linux program expects, as tables, and the small engine that makes them."""
 
-import errno
 import os
 import stat
 from collections.abc import Callable
@@ -69,13 +68,10 @@ LINKS: tuple[Link, ...] = (
 
 
 def attach(row: Mount) -> None:
-    """Mount a row; one that is mounted there already is fine. Raises OSError."""
+    """Mount a row, unless the kernel or a boot loader's stage has mounted something there. Raises OSError."""
     os.makedirs(row.target, exist_ok=True)
-    try:
+    if not os.path.ismount(row.target):
         mount.mount(row.fstype, row.target, row.fstype, row.flags, row.options)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
 
 
 def make_node(row: Node) -> None:

@@ -50,9 +50,8 @@ class Journal:
 
     def _write(self, text: str, level: int) -> None:
         line = text.rstrip("\n").encode("utf-8", "replace")
-        # A serial console in raw mode, as a shell leaves it, does not return the carriage by itself.
         with contextlib.suppress(OSError):
-            os.write(self._console, line.replace(b"\n", b"\r\n") + b"\r\n")
+            os.write(self._console, line + b"\n")
         with contextlib.suppress(OSError):
             kmsg = os.open(self._kmsg, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
             try:

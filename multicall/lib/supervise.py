@@ -119,7 +119,7 @@ def _become(service: Service) -> NoReturn:
         os.execve(service.argv[0], argv, {**service.environment})
     except BaseException as error:
         what = service.argv[0] if status == CANNOT_RUN else service.console
-        os.write(2, f"init: run {service.name}: {what}: {reason(error)}\r\n".encode())
+        os.write(2, f"init: run {service.name}: {what}: {reason(error)}\n".encode())
     finally:
         os._exit(status)
 
