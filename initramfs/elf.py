@@ -102,8 +102,8 @@ def find_strip(architecture: str) -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def stripped(path: str, strip: str | None) -> bytes:
-    """Return a file's bytes without symbols and debugging sections. Raises OSError, Problem."""
+def stripped(path: str, strip: str | None, *options: str) -> bytes:
+    """Return a file's bytes without symbols and debugging sections. `options` are strip's. Raises OSError, Problem."""
     with open(path, "rb") as file:
         content = file.read()
     if strip is None:
@@ -111,7 +111,10 @@ def stripped(path: str, strip: str | None) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out")
         result = subprocess.run(
-            [strip, "--strip-unneeded", "-R", ".comment", "-o", out, path], capture_output=True, text=True, check=False
+            [strip, "--strip-unneeded", "-R", ".comment", *options, "-o", out, path],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode:
             raise Problem(f"strip {path}: {result.stderr.strip()}")

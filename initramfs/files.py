@@ -86,16 +86,21 @@ class Item(NamedTuple):
     component: str
 
 
+CPUD = ("-pk", "/etc/cpud/authorized_keys", "-hk", "/etc/cpud/host_key")
+
+
 def settings(board: Profile, kernel: Kernel) -> dict[str, Any]:
-    """Return what init reads in /etc/pycpu/board.json. `modules` are paths, in the order they are loaded."""
+    """Return what init reads in /etc/pycpu/board.json. `modules` are paths, in the order they are loaded.
+
+    The build time is the kernel's: a clock that has lost its battery is set to it, and it is the same in every build.
+    """
     return {
-        "name": board.name,
         "hostname": board.hostname,
         "console": board.console,
         "network": board.network,
-        "kernel": kernel.release,
         "modules": [f"/{module.target}" for module in kernel.modules],
-        "cpud": list(board.cpud),
+        "cpud": [*CPUD, *board.cpud],
+        "build_time": kernel.build_time,
     }
 
 

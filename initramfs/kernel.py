@@ -21,11 +21,15 @@ class Module(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What a board gets: the release as uname -r says it, the kernel's path here, the modules in loading order."""
+    """What a board gets: the release as uname -r says it, the kernel's path here, the modules in loading order.
+
+    `build_time` is when it was built, in seconds since 1970, as its package says.
+    """
 
     release: str
     vmlinuz: str
     modules: tuple[Module, ...]
+    build_time: int
 
 
 def normal(name: str) -> str:
@@ -112,4 +116,5 @@ def find(folder: str, wanted: Sequence[str]) -> Kernel:
     for name in order(wanted, modules, builtin(home)):
         target = f"lib/modules/{release}/{os.path.relpath(modules[name], home)}"
         rows.append(Module(name, modules[name], target))
-    return Kernel(release, os.path.join(boot, images[0]), tuple(rows))
+    vmlinuz = os.path.join(boot, images[0])
+    return Kernel(release, vmlinuz, tuple(rows), int(os.stat(vmlinuz).st_mtime))
