@@ -17,6 +17,8 @@ from initramfs import closure, elf
 from initramfs.closure import Module, Origin, Rules
 from initramfs.problem import Problem, reason
 
+STANDINS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "standin")
+"""Modules of ours that are shipped instead of the ones of the same name: each says why."""
 MAGIC = 3495
 """The number of a .pyc that Python 3.11 reads (Lib/importlib/_bootstrap_external.py)."""
 INTERPRETER = "usr/bin/python3.11"
@@ -114,7 +116,7 @@ class Sources(NamedTuple):
 
 def origins(sources: Sources) -> list[Origin]:
     """Return the folders with modules, the ones that win first."""
-    found = []
+    found = [Origin(name, STANDINS, (name,)) for name in sorted(os.listdir(STANDINS))]
     for package in sources.packages:
         for folder in (STDLIB, "usr/lib/python3/dist-packages"):
             path = os.path.join(package.folder, folder)
