@@ -27,7 +27,7 @@ from ninep.codec import (
     decode_entries,
     encode_into,
 )
-from ninep.file import File
+from ninep.file import File, check_name
 from ninep.message import IOHDRSZ, Entry, Message, Qid, Request, Rgetattr, Rgetlock, Rstatfs
 from ninep.stream import Stream
 
@@ -68,6 +68,7 @@ class Client:
         self.next_tag = 0
         self.free_fids: list[int] = []
         self.next_fid = 0
+        self.lacking: set[type[Message]] = set()  # what the server has said it does not have
         self.slots = asyncio.Semaphore(OUTSTANDING_MAX)
         self.parts: list[bytes | bytearray | memoryview] = []
         self.reason: str | None = None  # why the connection is over
@@ -256,7 +257,14 @@ class Client:
 
     def clunk_soon(self, fid: int) -> asyncio.Future[Message]:
         """Send Tclunk. Nobody has to wait: fid is free when it is answered, even by an error (clunk(5))."""
-        future = self._send(self._tag(), m.Tclunk(fid))
+        return self._last(fid, m.Tclunk(fid))
+
+    def remove_soon(self, fid: int) -> asyncio.Future[Message]:
+        """Send Tremove, which is a clunk too."""
+        return self._last(fid, m.Tremove(fid))
+
+    def _last(self, fid: int, request: Message) -> asyncio.Future[Message]:
+        future = self._send(self._tag(), request)
         future.add_done_callback(_forget)
         future.add_done_callback(lambda _: self.free_fids.append(fid))
         return future
@@ -464,19 +472,54 @@ class RemoteFile(File):
         await self.client.rpc(m.Trename(self.fid, self._fid_of(directory), name))
 
     async def renameat(self, oldname: bytes, directory: File, newname: bytes) -> None:
-        await self.client.rpc(m.Trenameat(self.fid, oldname, self._fid_of(directory), newname))
+        if m.Trenameat not in self.client.lacking:
+            try:
+                await self.client.rpc(m.Trenameat(self.fid, oldname, self._fid_of(directory), newname))
+                return
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self.client.lacking.add(m.Trenameat)
+        place = await self._entry(oldname)
+        try:
+            await place.rename(directory, newname)
+        finally:
+            place.drop()
 
     async def unlinkat(self, name: bytes, flags: int) -> None:
-        await self.client.rpc(m.Tunlinkat(self.fid, name, flags))
+        if m.Tunlinkat not in self.client.lacking:
+            try:
+                await self.client.rpc(m.Tunlinkat(self.fid, name, flags))
+                return
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self.client.lacking.add(m.Tunlinkat)
+        place = await self._entry(name)
+        try:
+            if flags & m.AT_REMOVEDIR and not place.qid.type & m.QTDIR:
+                raise OSError(errno.ENOTDIR, "not a directory")
+            if place.qid.type & m.QTDIR and not flags & m.AT_REMOVEDIR:
+                raise OSError(errno.EISDIR, "a directory")
+        except OSError:
+            place.drop()
+            raise
+        await place._remove()
+
+    async def _entry(self, name: bytes) -> RemoteFile:
+        """The place of a name, for servers (diod is one) that have Tremove and Trename and not their newer kin."""
+        _, place = await self.walk((check_name(name),))
+        assert isinstance(place, RemoteFile)  # one name is there, or an error
+        return place
 
     async def remove(self) -> None:
         # Tremove lets go of its fid whatever comes of it, and this File is to stay: so a second fid of the same place.
         _, other = await self.walk(())
         assert isinstance(other, RemoteFile)
-        try:
-            await self.client.rpc(m.Tremove(other.fid))
-        finally:
-            self.client.free_fids.append(other.fid)
+        await other._remove()
+
+    async def _remove(self) -> None:
+        await asyncio.shield(self.client.remove_soon(self.fid))
 
     async def fsync(self, datasync: bool) -> None:
         await self.client.rpc(m.Tfsync(self.fid, int(datasync)))

@@ -158,7 +158,7 @@ async def walks_of_many_names(root: File) -> None:
 @check
 async def no_name_leaves_its_directory(root: File) -> None:
     await made(root, b"f")
-    f = await at(root, b"f")
+    f, creating = await at(root, b"f"), await at(root)
     for bad in (b"", b".", b"..", b"a/b", b"/etc/x", b"../x", b"a\0b"):
         for call in (
             root.mkdir(bad, 0o755, GID),
@@ -169,7 +169,7 @@ async def no_name_leaves_its_directory(root: File) -> None:
             root.unlinkat(bad, m.AT_REMOVEDIR),
             root.renameat(bad, root, b"x"),
             root.renameat(b"f", root, bad),
-            (await at(root)).create(bad, m.O_RDWR, 0o644, GID),
+            creating.create(bad, m.O_RDWR, 0o644, GID),
         ):
             with fails(errno.EINVAL, errno.ENOENT):
                 await call
@@ -177,6 +177,7 @@ async def no_name_leaves_its_directory(root: File) -> None:
             with fails(errno.EINVAL, errno.ENOENT):
                 await root.walk((bad,))
     await f.clunk()
+    await creating.clunk()
     assert await names(root) == {b"f"}
 
 
