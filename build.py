@@ -22,7 +22,7 @@ from pathlib import Path  # noqa: E402
 
 import click  # noqa: E402
 
-from initramfs import demo, image, payload, profile, qemu  # noqa: E402
+from initramfs import demo, payload, profile, qemu  # noqa: E402
 from initramfs.problem import Problem  # noqa: E402
 
 BUILD = Path(TOP) / "build"

@@ -183,6 +183,11 @@ async def start(
                 raise Problem(
                     f"{connection.target.shown}: does not speak our own protocol", "--wire auto tries u-root/cpu's too"
                 ) from refused
+    if options.mount != "auto":
+        raise Problem(
+            f"--mount {options.mount}: u-root/cpu's protocol has no word for it",
+            "the board chooses; cpud has a --mount too",
+        )
     return await ssh_command.open_uroot(connection, request, front.received, front.flow, serve)
 
 

@@ -230,6 +230,14 @@ def _register(network: str, address: str, timeout_s: float) -> None:
     metavar="NET",
     help="tcp tcp4 tcp6 unix vsock; repeatable",
 )
+@click.option(
+    "--mount",
+    "mount_by",
+    type=click.Choice(contract.MOUNT_BACKENDS),
+    default="auto",
+    show_default=True,
+    help="how to mount for clients that do not say it",
+)
 @click.option("--insecure-no-auth", is_flag=True, help="let everybody in")
 @click.option("-register", "--register", "register", default="", metavar="ADDR", help="dial ADDR and write ok")
 @click.option("-registerTO", "--register-timeout", "register_timeout", default="5s", metavar="DUR")
@@ -242,6 +250,7 @@ def command(  # one parameter an option
     host_key: str,
     port: str,
     networks: tuple[str, ...],
+    mount_by: str,
     insecure_no_auth: bool,
     register: str,
     register_timeout: str,
@@ -274,6 +283,7 @@ def command(  # one parameter an option
         ssh_server.load_host_key(host_key),
         None if open_to_all else lambda: _key_reader(keys),
         lambda path: None,
+        mount_by,
     )
     launch.preload()
     if mount.has_fuse():

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 for name in ("SSH_AUTH_SOCK", "PYTHONWARNINGS", "PYTHONPATH", "SHIV_ROOT"):
     os.environ.pop(name, None)
 
-from rig import Cpud  # noqa: E402
+from initramfs import demo, qemu  # noqa: E402
+from rig import TOP, Cpud, QemuBoard  # noqa: E402
 
 
 @pytest.fixture
@@ -21,3 +22,17 @@ def cpud(tmp_path: Path) -> Iterator[Cpud]:
     daemon = Cpud(tmp_path)
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def made() -> demo.Made:
+    """The built board qemu-x86_64, its zipapp and its keys."""
+    return demo.build("qemu-x86_64", TOP / "build", quiet=True)
+
+
+@pytest.fixture(scope="session")
+def board(made: demo.Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QemuBoard]:
+    """The board, booted once for all tests that leave it as it was."""
+    with qemu.Board(made.profile, TOP / "build", port=demo.free_port()) as machine:
+        machine.wait_ready(demo.BOOT_TIMEOUT_S)
+        yield QemuBoard(made, machine, tmp_path_factory.mktemp("qemu"))

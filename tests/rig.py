@@ -3,22 +3,17 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from initramfs import demo, qemu
+from initramfs.demo import free_port
+
 TOP = Path(__file__).resolve().parent.parent
 PROGRAM = [sys.executable, "-m", "multicall"]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def wait_until(true: Callable[[], object], what: str, timeout_s: float = 20) -> None:
@@ -121,6 +116,60 @@ class Cpud:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+class QemuBoard:
+    """A board that runs in QEMU, and clients of it from the built zipapp."""
+
+    def __init__(self, made: demo.Made, machine: qemu.Board, folder: Path) -> None:
+        self.made = made
+        self.machine = machine
+        self.folder = folder
+        self.home = folder / "home"
+        (self.home / ".ssh").mkdir(parents=True, mode=0o700)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        path = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+        shiv = {"SHIV_ROOT": str(self.made.cpu.parent.parent / "shiv")}
+        return {**os.environ, "HOME": str(self.home), "PATH": path, **shiv, **more}
+
+    def argv(self, *words: str, options: tuple[str, ...] = ()) -> list[str]:
+        return self.made.cpu_command(self.machine.port, *words, options=options)
+
+    def cpu(
+        self,
+        *words: str,
+        options: tuple[str, ...] = (),
+        cwd: Path | None = None,
+        input: bytes | None = b"",
+        timeout_s: float = 110,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            self.argv(*words, options=options),
+            cwd=cwd or self.folder,
+            input=input,
+            capture_output=True,
+            env=self.environment(**environment),
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def on_board(self, script: str) -> str:
+        """What the board's own shell says to a script, without a namespace."""
+        result = self.cpu("sh", "-c", script, options=("-9p=false",))
+        assert result.returncode == 0, result.stderr.decode()
+        return result.stdout.decode()
+
+    def start_cpu(self, *words: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            self.argv(*words, options=options),
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
 
 def children(pid: int) -> list[int]:

@@ -228,3 +228,12 @@ def test_no_authentication_is_loud(tmp_path: Path) -> None:
         assert result.stdout == b"in\n", result.stderr
     finally:
         daemon.stop()
+
+
+def test_u_roots_wire_has_no_word_for_a_mount(board: Cpud) -> None:
+    result = board.cpu("true", options=("--wire", "u-root", "--mount", "fuse"))
+    assert result.returncode == 255
+    assert result.stderr.decode().splitlines() == [
+        "cpu: --mount fuse: u-root/cpu's protocol has no word for it",
+        "hint: the board chooses; cpud has a --mount too",
+    ]

@@ -43,6 +43,8 @@ class Policy(NamedTuple):
     authorized_keys: Callable[[], str] | None
     made: Callable[[bytes], None]
     """Told each mount point that a session had to make on the board's root."""
+    mount: str = "auto"
+    """How to mount for clients that do not say it."""
 
 
 def load_host_key(path: str) -> asyncssh.SSHKey:
@@ -113,6 +115,7 @@ class _Connection(asyncssh.SSHServer):
 
     def __init__(self, policy: Policy, reaper: Reaper) -> None:
         self._policy = policy
+        self.default_mount = policy.mount
         self.reaper = reaper
         self.user: launch.User | None = None
         self._connection: asyncssh.SSHServerConnection | None = None
@@ -442,6 +445,8 @@ class _SessionChannel(asyncssh.SSHServerSession[bytes]):
         self._starting = asyncio.ensure_future(guarded())
 
     def _start(self, request: contract.Request, stream: Stream | None) -> None:
+        if request.mount == "auto":
+            request = request._replace(mount=self._connection.default_mount)
         session = Session(
             request,
             self,
