@@ -58,8 +58,9 @@ class _Pending:
 class Client:
     """One connection. Made by connect(); close() ends it."""
 
-    def __init__(self, stream: Stream, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(self, stream: Stream, trace: Callable[[str], None] | None = None, in_order: bool = False) -> None:
         self.stream = stream
+        self.in_order = in_order  # the server keeps the order of requests on a fid: they may be sent without waiting
         self.trace = trace
         self.msize = VERSION_SIZE  # of what we send; agreed by connect()
         self.framer = Framer()
@@ -76,13 +77,20 @@ class Client:
 
     @classmethod
     async def connect(
-        cls, stream: Stream, *, msize: int = MSIZE_DEFAULT, trace: Callable[[str], None] | None = None
+        cls,
+        stream: Stream,
+        *,
+        msize: int = MSIZE_DEFAULT,
+        trace: Callable[[str], None] | None = None,
+        in_order: bool = False,
     ) -> Client:
         """Agree on 9P2000.L and at most msize bytes a frame. OSError, with the reason as text, when that fails.
 
-        The stream is the Client's from here on, and closed when this fails.
+        The stream is the Client's from here on, and closed when this fails. in_order says that the server carries out
+        requests on a fid in the order they came, as ninep.server does; others do not promise it. It saves round trips:
+        what would wait for a walk is sent right behind it.
         """
-        client = cls(stream, trace)
+        client = cls(stream, trace, in_order)
         client.reader = asyncio.ensure_future(client._run())
         try:
             answer = await client._rpc_tag(m.NOTAG, m.Tversion(msize, m.VERSION))
@@ -116,8 +124,16 @@ class Client:
 
         made: the fid that the request makes; it is given back when the request fails, clunked when nobody waits.
         """
-        async with self.slots:
+        try:
+            await self.slots.acquire()
+        except asyncio.CancelledError:
+            if made is not None:
+                self.free_fids.append(made)
+            raise
+        try:
             return await self._rpc_tag(self._tag(), request, made)
+        finally:
+            self.slots.release()
 
     async def _rpc_tag(self, tag: int, request: Request[R], made: int | None = None) -> R:
         future = self._send(tag, request, made)
@@ -128,6 +144,8 @@ class Client:
             if entry is not None and entry.future is future and self.reason is None:
                 entry.orphaned = True
                 self._send(self._tag(), m.Tflush(tag)).add_done_callback(_forget)
+            elif made is not None and _has_made(request, future):
+                self.clunk_soon(made)  # answered in the very turn of the loop in which its waiter was cancelled
             raise
 
     def _tag(self) -> int:
@@ -239,7 +257,9 @@ class Client:
             flushed = self.pending.pop(request.oldtag, None)
             if flushed is not None:
                 self._free(request.oldtag, flushed.made)
-        if future.done():
+        if future.done():  # cancelled, and its waiter has not come to say so
+            if entry.made is not None and made is None:
+                self.clunk_soon(entry.made)
             return
         if error is not None:
             future.set_exception(error)
@@ -268,6 +288,13 @@ class Client:
         future.add_done_callback(_forget)
         future.add_done_callback(lambda _: self.free_fids.append(fid))
         return future
+
+
+def _has_made(request: Message, future: asyncio.Future[Any]) -> bool:
+    """Whether a request that makes a fid has been answered, and has made it."""
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return False
+    return not _partial(request, future.result())
 
 
 def _partial(request: Message, answer: Message) -> bool:
@@ -322,7 +349,7 @@ class RemoteFile(File):
         self.fid = fid
         self.qid = qid
         self.iounit = 0  # the most bytes of one Tread or Twrite; 0: what msize allows
-        self.in_order = False  # opened with O_APPEND: writes must not overtake each other
+        self.appends = False  # its writes must not overtake each other
 
     def drop(self) -> None:
         """clunk() without waiting for the answer, and without its error."""
@@ -355,6 +382,47 @@ class RemoteFile(File):
                 return qids, RemoteFile(client, fid, qids[-1] if qids else self.qid)
             start = fid
 
+    async def walk_getattr(self, name: bytes, mask: int = m.GETATTR_BASIC) -> tuple[File, Rgetattr]:
+        if not self.client.in_order:
+            return await super().walk_getattr(name, mask)
+        file, answer = await self._walk_and((name,), lambda fid: m.Tgetattr(fid, mask))
+        return file, _sane(answer)
+
+    async def walk_open(self, names: Sequence[bytes], flags: int) -> File:
+        names = tuple(names)
+        if not self.client.in_order or len(names) > m.MAX_NAMES:
+            return await super().walk_open(names, flags)
+        file, answer = await self._walk_and(names, lambda fid: m.Tlopen(fid, flags))
+        file._opened(flags, answer.qid, answer.iounit)
+        return file
+
+    async def _walk_and(self, names: tuple[bytes, ...], then: Callable[[int], Request[R]]) -> tuple[RemoteFile, R]:
+        """A Twalk, and right behind it a request on the fid it is to make. The File and that one's answer."""
+        client = self.client
+        fid = client.new_fid()
+        walk = m.Twalk(self.fid, fid, names)
+        walking = asyncio.ensure_future(client.rpc(walk, made=fid))
+        following = asyncio.ensure_future(client.rpc(then(fid)))
+        try:
+            await asyncio.wait([walking, following])
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)  # a task cancelled before its first step would not give back its fid
+            if _has_made(walk, walking):
+                client.clunk_soon(fid)
+            walking.cancel()
+            following.cancel()
+            await asyncio.wait([walking, following])
+            raise
+        failure = following.exception()  # of a walk that failed, it is of no interest
+        qids = walking.result().wqid
+        if len(qids) < len(names):
+            raise OSError(errno.ENOENT, "no such file")
+        file = RemoteFile(client, fid, qids[-1] if qids else self.qid)
+        if failure is not None:
+            file.drop()
+            raise failure
+        return file, following.result()
+
     async def open(self, flags: int) -> tuple[Qid, int]:
         answer = await self.client.rpc(m.Tlopen(self.fid, flags))
         return self._opened(flags, answer.qid, answer.iounit)
@@ -366,7 +434,7 @@ class RemoteFile(File):
     def _opened(self, flags: int, qid: Qid, iounit: int) -> tuple[Qid, int]:
         self.qid = qid
         self.iounit = iounit
-        self.in_order = bool(flags & m.O_APPEND)
+        self.appends = bool(flags & m.O_APPEND)
         return qid, iounit
 
     def _unit(self) -> int:
@@ -404,7 +472,7 @@ class RemoteFile(File):
             return (await self.client.rpc(m.Twrite(self.fid, offset, data))).count
         view = memoryview(data)
         done = 0
-        window = unit * (1 if self.in_order else WINDOW)
+        window = unit * (1 if self.appends and not self.client.in_order else WINDOW)
         while done < size:
             end = min(size, done + window)
             pieces = [view[at : min(end, at + unit)] for at in range(done, end, unit)]
@@ -432,7 +500,7 @@ class RemoteFile(File):
         return [e for e in entries if e.name and b"/" not in e.name and b"\0" not in e.name and e.offset <= OFFSET_MAX]
 
     async def getattr(self, mask: int = m.GETATTR_BASIC) -> Rgetattr:
-        return await self.client.rpc(m.Tgetattr(self.fid, mask))
+        return _sane(await self.client.rpc(m.Tgetattr(self.fid, mask)))
 
     async def setattr(
         self, valid: int, mode: int = 0, uid: int = 0, gid: int = 0, size: int = 0, atime_ns: int = 0, mtime_ns: int = 0
@@ -574,6 +642,13 @@ class RemoteFile(File):
 
     async def clunk(self) -> None:
         await asyncio.shield(self.client.clunk_soon(self.fid))
+
+
+def _sane(r: Rgetattr) -> Rgetattr:
+    """r, if a kernel can take it; EIO for numbers that no file has."""
+    if max(r.size, r.blocks, r.blksize) > OFFSET_MAX or r.mode >> 16 or max(r.nlink, r.rdev) >> 32:
+        raise OSError(errno.EIO, "attributes that cannot be")
+    return r
 
 
 async def _all(calls: list[Coroutine[Any, Any, R]]) -> list[R | BaseException]:

@@ -59,6 +59,18 @@ class File:
             await file.clunk()
             raise
 
+    async def walk_open(self, names: Sequence[bytes], flags: int) -> File:
+        """walk(names) and open(flags) in one; returns the open File. No names: this place, opened once more."""
+        _, file = await self.walk(names)
+        if file is None:
+            raise OSError(errno.ENOENT, "no such file")
+        try:
+            await file.open(flags)
+        except BaseException:
+            await file.clunk()
+            raise
+        return file
+
     async def open(self, flags: int) -> tuple[Qid, int]:
         """Open this File itself; flags are the wire's (message.O_*). Returns its qid and the iounit, 0 for any size.
 

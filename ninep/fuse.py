@@ -4,7 +4,7 @@ One mount a process: pyfuse3 keeps its session in globals. The process that serv
 
 pyfuse3 is written for trio, and imports it; its asyncio flavour puts another module in trio's place. We put our own
 there, for three reasons: trio's import costs 190 ms and is not on a board; an exception in one of pyfuse3's tasks must
-not be dropped; and the time at which a request was there to be read tells "now" from a given time (see _Loop).
+not be dropped; and the time at which a request was there to be read tells "now" from a given time (see fuseloop.Loop).
 
 Coherence: names and attributes are kept by the kernel for as long as serve() is told; data from open to open. Locks
 stay inside this mount: pyfuse3 does not pass them on. rename's NOREPLACE and EXCHANGE are EINVAL: 9P has neither.
@@ -16,7 +16,6 @@ import asyncio
 import errno
 import logging
 import os
-import select
 import stat
 import sys
 import time
@@ -26,6 +25,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ninep import message as m
 from ninep.file import File
+from ninep.fuseloop import Loop
+from ninep.fusetree import Node, Tree
 from ninep.message import Entry, Rgetattr
 
 if "trio" in sys.modules:
@@ -38,12 +39,9 @@ else:
 
 pyfuse3: Any = _pyfuse3  # its types for plain numbers are newer than Debian 12's version
 
-ROOT_INODE: int = pyfuse3.ROOT_INODE
-
 log = logging.getLogger("ninep.fuse")
 
 TIMEOUT_S = 1.0  # how long the kernel may believe names and attributes: what NFS and sshfs take as their least
-FILES_MAX = 4096  # places kept as open Files; the server has a descriptor for each, the kernel may know a million
 ENTRIES_SIZE = 32768  # bytes of entries asked for at once
 LOOKUPS = 32  # entries whose attributes are asked for at once: what a 4 KiB answer to the kernel can carry, and some
 
@@ -63,119 +61,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _ClosedResourceError(Exception):
-    pass
-
-
-class _Nursery:
-    """pyfuse3's worker tasks. The first exception ends them all and comes out; so does a cancellation."""
-
-    def __init__(self) -> None:
-        self.tasks: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> _Nursery:
-        return self
-
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, name: str = "") -> None:
-        self.tasks.add(asyncio.create_task(function(*args), name=name))
-
-    async def __aexit__(self, *_error: object) -> None:
-        try:
-            while self.tasks:
-                done, _pending = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
-                self.tasks -= done
-                for task in done:
-                    task.result()
-        finally:
-            for task in self.tasks:
-                task.cancel()
-            if self.tasks:
-                await asyncio.wait(self.tasks)
-
-
-class _Task:
-    name = "ninep"
-
-
-class _Loop:
-    """What pyfuse3 uses of trio, done with asyncio.
-
-    request_ns is when the request that is being handled was known to be there. pyfuse3 turns "set to now" into the
-    time it reads after that; a time that a program has given can only have been read before, or lie in the future.
-    """
-
-    Lock = asyncio.Lock
-    ClosedResourceError = _ClosedResourceError
-    open_nursery = _Nursery
-
-    def __init__(self) -> None:
-        self.lowlevel = self.from_thread = self
-        self.request_ns = 0
-        self.mounted = False
-        self.waiting: asyncio.Future[None] | None = None
-
-    def current_trio_token(self) -> str:
-        return "asyncio"
-
-    def current_task(self) -> type[_Task]:
-        return _Task
-
-    def notify_closing(self, _: int) -> None:
-        if self.waiting and not self.waiting.done():
-            self.waiting.set_exception(_ClosedResourceError())
-
-    async def wait_readable(self, fd: int) -> None:
-        loop = asyncio.get_running_loop()
-        pause_s = 0.001
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        while True:
-            state = poll.poll(0)
-            if state:
-                if state[0][1] & select.POLLIN or self.mounted:
-                    break
-                # An error and nothing to read: nobody has mounted the descriptor yet, and nothing tells when.
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, 0.02)
-                continue
-            self.waiting = loop.create_future()
-            loop.add_reader(fd, self._readable)
-            try:
-                await self.waiting
-            finally:
-                self.waiting = None
-                loop.remove_reader(fd)
-        self.mounted = True
-        self.request_ns = time.time_ns()
-
-    def _readable(self) -> None:
-        if self.waiting and not self.waiting.done():
-            self.waiting.set_result(None)
-
-
-class _Node:
-    """What the kernel knows by an inode number. file is its place, or None when that was let go and is walked anew."""
-
-    __slots__ = ("file", "gid", "id", "lookups", "mode", "name", "no_capability_until", "parent", "pinned", "target")
-
-    def __init__(self, id: int, parent: _Node | None, name: bytes, file: File | None) -> None:
-        self.id = id
-        self.parent = parent
-        self.name = name
-        self.file = file
-        self.lookups = 0
-        self.pinned = parent is None  # file must stay: there is no name to walk to it again
-        self.mode = self.gid = 0  # as last seen
-        self.target: bytes | None = None  # of a symbolic link: it never changes, and the kernel does not keep it
-        self.no_capability_until = 0.0  # asked before each small write; see getxattr
-
-
 class _Handle:
     """An open file or directory."""
 
     __slots__ = ("entries", "file", "node", "offset", "ready")
 
-    def __init__(self, node: _Node, file: File) -> None:
+    def __init__(self, node: Node, file: File) -> None:
         self.node = node
         self.file = file
         self.entries: list[Entry] = []  # read and not given to the kernel yet
@@ -201,8 +92,8 @@ def _guarded(
             raise pyfuse3.FUSEError(errno.EIO) from None
         finally:
             self.active -= 1
-            if not self.active and len(self.loaded) > FILES_MAX:
-                self.trim()
+            if not self.active:
+                self.tree.trim()
 
     return guarded
 
@@ -212,102 +103,18 @@ class _Operations(_pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, root: File, loop: _Loop, entry_timeout_s: float, attr_timeout_s: float) -> None:
+    def __init__(self, root: File, loop: Loop, entry_timeout_s: float, attr_timeout_s: float) -> None:
         super().__init__()
         self.loop = loop
         self.entry_timeout_s = entry_timeout_s
         self.attr_timeout_s = attr_timeout_s
-        self.root = _Node(ROOT_INODE, None, b"", root)
-        self.nodes: dict[int, _Node] = {ROOT_INODE: self.root}
-        self.names: dict[tuple[int, bytes], _Node] = {}  # (directory's id, name): for rename and unlink
-        self.loaded: dict[_Node, None] = {}  # nodes whose file may be let go, the longest unused first
+        self.tree = Tree(root)
         self.handles: dict[int, _Handle] = {}
         self.next_handle = 1
         self.active = 0  # handlers under way: only when there is none may a File be let go
-        self.tasks: set[asyncio.Task[None]] = set()
         self.may_chown = True
 
-    # Nodes
-
-    def node(self, inode: int) -> _Node:
-        try:
-            return self.nodes[inode]
-        except KeyError:
-            raise OSError(errno.ESTALE, "no such inode") from None
-
-    async def place(self, inode: int) -> File:
-        return await self._place(self.node(inode))
-
-    async def _place(self, node: _Node) -> File:
-        file = node.file
-        if file is None:
-            if node.parent is None:
-                raise OSError(errno.ESTALE, "its name is gone")
-            above = await self._place(node.parent)
-            _, file = await above.walk((node.name,))
-            if node.file is not None:  # another handler was faster
-                if file is not None:
-                    self.let_go(file)
-                return node.file
-            if file is None or self._id(file) != node.id:
-                if file is not None:
-                    self.let_go(file)
-                raise OSError(errno.ESTALE, "another file has its name")
-            node.file = file
-        if not node.pinned:
-            self.loaded.pop(node, None)
-            self.loaded[node] = None
-        return file
-
-    def _id(self, file: File) -> int:
-        path = file.qid.path
-        if self.root.file and path == self.root.file.qid.path:
-            return ROOT_INODE
-        return path if path > ROOT_INODE else path | 1 << 63
-
-    def trim(self) -> None:
-        """Let go of the Files used longest ago."""
-        for node in list(self.loaded)[: len(self.loaded) - FILES_MAX * 3 // 4]:
-            del self.loaded[node]
-            if node.file is not None and not node.pinned:
-                file, node.file = node.file, None
-                self.let_go(file)
-
-    def let_go(self, file: File) -> None:
-        """Clunk without waiting for it."""
-
-        async def clunk() -> None:
-            try:
-                await file.clunk()
-            except OSError as error:
-                log.debug("clunk: %s", error)
-            except Exception:
-                log.exception("FUSE: our bug, in clunk")
-
-        task = asyncio.ensure_future(clunk())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def enter(self, parent: _Node, name: bytes, file: File) -> _Node:
-        """The node of a file just walked to, which is the node's from here on. The kernel will count a lookup."""
-        id = self._id(file)
-        node = self.nodes.get(id)
-        if node is None:
-            node = self.nodes[id] = _Node(id, parent, name, file)
-        elif node.file is None:
-            node.file = file
-        else:
-            self.let_go(file)
-        if node is not self.root:
-            self.names[parent.id, name] = node
-            node.parent, node.name = parent, name
-            if not node.pinned:
-                self.loaded.pop(node, None)
-                self.loaded[node] = None
-        node.lookups += 1
-        return node
-
-    def attributes(self, node: _Node, r: Rgetattr) -> Any:
+    def attributes(self, node: Node, r: Rgetattr) -> Any:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.id
         entry.entry_timeout = self.entry_timeout_s
@@ -326,47 +133,19 @@ class _Operations(_pyfuse3.Operations):
         node.mode, node.gid = r.mode, r.gid
         return entry
 
-    async def found(self, parent: _Node, name: bytes) -> Any:
-        file, attributes = await (await self._place(parent)).walk_getattr(name)
-        return self.attributes(self.enter(parent, name, file), attributes)
+    async def found(self, parent: Node, name: bytes) -> Any:
+        file, attributes = await (await self.tree.place(parent)).walk_getattr(name)
+        return self.attributes(self.tree.enter(parent, name, file), attributes)
 
     # Names
 
     @_guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Any:
-        return await self.found(self.node(parent_inode), name)
+        return await self.found(self.tree.node(parent_inode), name)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
-            node = self.nodes.get(inode)
-            if node is None or node is self.root:
-                continue
-            node.lookups -= count
-            if node.lookups > 0:
-                continue
-            del self.nodes[inode]
-            self.loaded.pop(node, None)
-            if node.parent and self.names.get((node.parent.id, node.name)) is node:
-                del self.names[node.parent.id, node.name]
-            if node.file is not None:
-                file, node.file = node.file, None
-                self.let_go(file)
-
-    async def losing(self, parent: _Node, name: bytes) -> _Node | None:
-        """The node that is about to lose this name. Its File is made sure of: it may go on being used."""
-        node = self.names.get((parent.id, name))
-        if node is not None and (node.parent, node.name) == (parent, name):
-            try:
-                await self._place(node)
-            except OSError:
-                return None
-        return node
-
-    def lost(self, parent: _Node, name: bytes, node: _Node | None) -> None:
-        self.names.pop((parent.id, name), None)
-        if node is not None and (node.parent, node.name) == (parent, name) and node.file is not None:
-            node.pinned = True
-            self.loaded.pop(node, None)
+            self.tree.forget(inode, count)
 
     @_guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
@@ -377,10 +156,10 @@ class _Operations(_pyfuse3.Operations):
         await self._remove(parent_inode, name, m.AT_REMOVEDIR)
 
     async def _remove(self, parent_inode: int, name: bytes, flags: int) -> None:
-        parent = self.node(parent_inode)
-        node = await self.losing(parent, name)
-        await (await self._place(parent)).unlinkat(name, flags)
-        self.lost(parent, name, node)
+        parent = self.tree.node(parent_inode)
+        node = await self.tree.losing(parent, name)
+        await (await self.tree.place(parent)).unlinkat(name, flags)
+        self.tree.lost(parent, name, node)
 
     @_guarded
     async def rename(
@@ -388,31 +167,24 @@ class _Operations(_pyfuse3.Operations):
     ) -> None:
         if flags:
             raise OSError(errno.EINVAL, "rename flags")
-        old, new = self.node(parent_inode_old), self.node(parent_inode_new)
-        target = await self.losing(new, name_new)
-        await (await self._place(old)).renameat(name_old, await self._place(new), name_new)
-        moved = self.names.get((old.id, name_old))
-        if moved is not None and moved is target:
-            return  # two names of one file: rename(2) then does nothing
-        self.lost(new, name_new, target)
-        if moved is not None:
-            del self.names[old.id, name_old]
-            self.names[new.id, name_new] = moved
-            moved.parent, moved.name = new, name_new
+        old, new = self.tree.node(parent_inode_old), self.tree.node(parent_inode_new)
+        target = await self.tree.losing(new, name_new)
+        await (await self.tree.place(old)).renameat(name_old, await self.tree.place(new), name_new)
+        self.tree.moved(old, name_old, new, name_new, target)
 
     @_guarded
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> Any:
-        parent = self.node(new_parent_inode)
-        await (await self._place(parent)).link(await self.place(inode), new_name)
+        parent = self.tree.node(new_parent_inode)
+        await (await self.tree.place(parent)).link(await self.tree.place(self.tree.node(inode)), new_name)
         return await self.found(parent, new_name)
 
-    def group(self, parent: _Node, ctx: Any) -> int:
+    def group(self, parent: Node, ctx: Any) -> int:
         """The group of what is made in parent: the directory's when it is setgid, else the process's."""
         return parent.gid if parent.mode & stat.S_ISGID else int(ctx.gid)
 
-    async def made(self, parent: _Node, name: bytes, ctx: Any) -> Any:
+    async def made(self, parent: Node, name: bytes, ctx: Any) -> Any:
         """The entry of what has just been made, given to the process's user if the server lets us."""
-        file, r = await (await self._place(parent)).walk_getattr(name)
+        file, r = await (await self.tree.place(parent)).walk_getattr(name)
         if r.uid != ctx.uid and self.may_chown:
             try:
                 valid = m.SETATTR_UID | (m.SETATTR_MODE if r.mode & 0o6000 and not stat.S_ISLNK(r.mode) else 0)
@@ -421,46 +193,46 @@ class _Operations(_pyfuse3.Operations):
             except OSError as error:
                 # Not a root server: all files are its user's, and there is no point in asking each time.
                 self.may_chown = error.errno not in (errno.EPERM, errno.EOPNOTSUPP)
-        return self.attributes(self.enter(parent, name, file), r)
+        return self.attributes(self.tree.enter(parent, name, file), r)
 
     @_guarded
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> Any:
-        parent = self.node(parent_inode)
+        parent = self.tree.node(parent_inode)
         gid = self.group(parent, ctx)
-        await (await self._place(parent)).mknod(name, mode, os.major(rdev), os.minor(rdev), gid)
+        await (await self.tree.place(parent)).mknod(name, mode, os.major(rdev), os.minor(rdev), gid)
         return await self.made(parent, name, ctx)
 
     @_guarded
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
-        parent = self.node(parent_inode)
-        await (await self._place(parent)).mkdir(name, mode & 0o7777, self.group(parent, ctx))
+        parent = self.tree.node(parent_inode)
+        await (await self.tree.place(parent)).mkdir(name, mode & 0o7777, self.group(parent, ctx))
         return await self.made(parent, name, ctx)
 
     @_guarded
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> Any:
-        parent = self.node(parent_inode)
-        await (await self._place(parent)).symlink(name, target, self.group(parent, ctx))
+        parent = self.tree.node(parent_inode)
+        await (await self.tree.place(parent)).symlink(name, target, self.group(parent, ctx))
         return await self.made(parent, name, ctx)
 
     @_guarded
     async def readlink(self, inode: int, ctx: Any) -> Any:
-        node = self.node(inode)
+        node = self.tree.node(inode)
         if node.target is None:
-            node.target = await (await self._place(node)).readlink()
+            node.target = await (await self.tree.place(node)).readlink()
         return node.target
 
     # Attributes
 
     @_guarded
     async def getattr(self, inode: int, ctx: Any) -> Any:
-        node = self.node(inode)
-        return self.attributes(node, await (await self._place(node)).getattr())
+        node = self.tree.node(inode)
+        return self.attributes(node, await (await self.tree.place(node)).getattr())
 
     @_guarded
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
         now = time.time_ns()
-        node = self.node(inode)
-        file = self.handles[fh].file if fh in self.handles else await self._place(node)
+        node = self.tree.node(inode)
+        file = self.handles[fh].file if fh in self.handles else await self.tree.place(node)
         valid = 0
         for asked, bit in (
             (fields.update_mode, m.SETATTR_MODE),
@@ -490,7 +262,7 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def statfs(self, ctx: Any) -> Any:
-        r = await (await self._place(self.root)).statfs()
+        r = await (await self.tree.place(self.tree.root)).statfs()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = r.bsize
         data.f_blocks, data.f_bfree, data.f_bavail = r.blocks, r.bfree, r.bavail
@@ -500,12 +272,12 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def getxattr(self, inode: int, name: Any, ctx: Any) -> bytes:
-        node = self.node(inode)
+        node = self.tree.node(inode)
         capability = name == b"security.capability"
         if capability and time.monotonic() < node.no_capability_until:
             raise OSError(errno.ENODATA, "as a moment ago")
         try:
-            return await (await self._place(node)).getxattr(name)
+            return await (await self.tree.place(node)).getxattr(name)
         except OSError as error:
             if capability and error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
                 # The kernel asks before every write whether it has one to remove.
@@ -515,40 +287,34 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def setxattr(self, inode: int, name: Any, value: bytes, ctx: Any) -> None:
-        node = self.node(inode)
+        node = self.tree.node(inode)
         node.no_capability_until = 0.0
-        await (await self._place(node)).setxattr(name, value, 0)
+        await (await self.tree.place(node)).setxattr(name, value, 0)
 
     @_guarded
     async def listxattr(self, inode: int, ctx: Any) -> Any:
-        return (await (await self.place(inode)).listxattr()).split(b"\0")[:-1]
+        return (await (await self.tree.place(self.tree.node(inode))).listxattr()).split(b"\0")[:-1]
 
     @_guarded
     async def removexattr(self, inode: int, name: Any, ctx: Any) -> None:
-        await (await self.place(inode)).removexattr(name)
+        await (await self.tree.place(self.tree.node(inode))).removexattr(name)
 
     # Open files
 
-    def handle(self, node: _Node, file: File) -> int:
+    def handle(self, node: Node, file: File) -> int:
         number = self.next_handle
         self.next_handle += 1
         self.handles[number] = _Handle(node, file)
         return number
 
-    async def _clone(self, node: _Node) -> File:
-        _, file = await (await self._place(node)).walk(())
+    async def _clone(self, node: Node) -> File:
+        _, file = await (await self.tree.place(node)).walk(())
         assert file is not None
         return file
 
     async def _open(self, inode: int, flags: int) -> int:
-        node = self.node(inode)
-        file = await self._clone(node)
-        try:
-            await file.open(flags)
-        except BaseException:
-            self.let_go(file)
-            raise
-        return self.handle(node, file)
+        node = self.tree.node(inode)
+        return self.handle(node, await (await self.tree.place(node)).walk_open((), flags))
 
     @_guarded
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
@@ -556,15 +322,15 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> tuple[Any, Any]:
-        parent = self.node(parent_inode)
+        parent = self.tree.node(parent_inode)
         file = await self._clone(parent)
         try:
             await file.create(name, _wire(flags), mode & 0o7777, self.group(parent, ctx))
             entry = await self.made(parent, name, ctx)
         except BaseException:
-            self.let_go(file)
+            self.tree.let_go(file)
             raise
-        return pyfuse3.FileInfo(fh=self.handle(self.node(entry.st_ino), file)), entry
+        return pyfuse3.FileInfo(fh=self.handle(self.tree.node(entry.st_ino), file)), entry
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -602,10 +368,10 @@ class _Operations(_pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         handle = self.handles.pop(fh)
-        self.let_go(handle.file)
+        self.tree.let_go(handle.file)
         for ready in handle.ready.values():
             if not isinstance(ready, OSError):
-                self.let_go(ready[0])
+                self.tree.let_go(ready[0])
 
     # Directories
 
@@ -648,8 +414,8 @@ class _Operations(_pyfuse3.Operations):
         for name in handle.ready.keys() - set(names):
             old = handle.ready.pop(name)
             if not isinstance(old, OSError):
-                self.let_go(old[0])
-        directory = await self._place(handle.node)
+                self.tree.let_go(old[0])
+        directory = await self.tree.place(handle.node)
         missing = [name for name in names if name not in handle.ready]
         answers = await asyncio.gather(*map(directory.walk_getattr, missing), return_exceptions=True)
         for name, answer in zip(missing, answers, strict=True):
@@ -672,22 +438,21 @@ class _Operations(_pyfuse3.Operations):
                 return True  # gone since: not an entry any more
             # Seen but not reachable, as in a directory without x: a name and a type are what there is.
             attributes = pyfuse3.EntryAttributes()
-            id = entry.qid.path if entry.qid.path > ROOT_INODE else entry.qid.path | 1 << 63
-            attributes.st_ino = id
+            attributes.st_ino = self.tree.id_of(entry.qid.path)
             attributes.st_mode = entry.type << 12
             attributes.entry_timeout = attributes.attr_timeout = 0
             fits = bool(pyfuse3.readdir_reply(token, name, attributes, entry.offset))
             if fits:
-                self.nodes.setdefault(id, _Node(id, handle.node, name, None)).lookups += 1
+                self.tree.enter_unseen(handle.node, name, entry.qid.path)
                 del handle.ready[name]
             return fits
         file, r = ready
-        known = self.nodes.get(self._id(file))
-        attributes = self.attributes(known or _Node(self._id(file), handle.node, name, file), r)
+        id = self.tree.id_of(file.qid.path)
+        attributes = self.attributes(self.tree.nodes.get(id) or Node(id, handle.node, name, None), r)
         fits = bool(pyfuse3.readdir_reply(token, name, attributes, entry.offset))
         if fits:
             del handle.ready[name]
-            node = self.enter(handle.node, name, file)
+            node = self.tree.enter(handle.node, name, file)
             node.mode, node.gid = r.mode, r.gid
         return fits
 
@@ -695,12 +460,7 @@ class _Operations(_pyfuse3.Operations):
         """Let go of everything but the root, which is the caller's."""
         for fh in list(self.handles):
             await self.release(fh)
-        for node in self.nodes.values():
-            if node is not self.root and node.file is not None:
-                file, node.file = node.file, None
-                self.let_go(file)
-        if self.tasks:
-            await asyncio.wait(self.tasks)
+        await self.tree.end()
 
 
 def _ns(seconds: int, nanoseconds: int) -> int:
@@ -740,10 +500,12 @@ async def serve(
 ) -> None:
     """Serve root on fd, a descriptor of /dev/fuse that somebody mounts with mount_options(fd), before this or after.
 
-    Returns when the mount has gone; when cancelled, whoever uses the mount gets ENOTCONN from then on. fd is closed
-    by this; root stays the caller's. ready is called once, when requests are answered from here on.
+    Returns when the mount has gone, or by being cancelled. fd and root stay the caller's; whoever uses the mount gets
+    ENOTCONN as soon as every copy of fd is closed, and waits until then. ready is called once, when requests are
+    answered from here on.
     """
-    await _run(root, f"/dev/fd/{fd}", set(), ready, entry_timeout_s, attr_timeout_s)
+    mine = os.dup(fd)  # libfuse closes it at the end
+    await _run(root, f"/dev/fd/{mine}", set(), ready, entry_timeout_s, attr_timeout_s)
 
 
 async def mount(
@@ -771,7 +533,7 @@ async def _run(
     entry_timeout_s: float,
     attr_timeout_s: float,
 ) -> None:
-    loop = _Loop()
+    loop = Loop()
     operations = _Operations(root, loop, entry_timeout_s, attr_timeout_s)
     pyfuse3.trio = loop
     try:

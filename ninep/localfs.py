@@ -15,6 +15,9 @@ keeps default ACLs right, which a later chmod would not). Threads that create fi
 New files belong to this process's user; a process with root's rights gives them the group that was asked for, and the
 owner that root() was told.
 
+A process that has changed its user without an exec has to make itself dumpable again (prctl), or its /proc/self is
+not its own.
+
 Each File holds a descriptor: raise_descriptor_limit() is for the program that serves to call.
 """
 
@@ -182,7 +185,7 @@ class LocalFile(File):
         atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
         u64 = 0xFFFFFFFFFFFFFFFF  # times before 1970 are two's complement on the wire
         return Rgetattr(
-            mask & m.GETATTR_BASIC,
+            m.GETATTR_BASIC,
             self.tree.qid(st),
             st.st_mode,
             st.st_uid,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 HIGH_WATER = 1 << 20  # bytes queued before drain() waits: one message of the largest msize
@@ -26,6 +29,17 @@ class Stream(Protocol):
         """Close both directions, after what is queued where the transport can; a pending read() returns b""."""
 
 
+@contextlib.contextmanager
+def _as_oserror() -> Iterator[None]:
+    """asyncssh has exceptions of its own for a connection that broke."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConnectionError(errno.ECONNABORTED, str(error)) from error
+
+
 class _Pair:
     """A reader and a writer with asyncio's method names, as a Stream."""
 
@@ -35,15 +49,18 @@ class _Pair:
         self.closed = False
 
     async def read(self, n: int) -> bytes:
-        data: bytes = await self.reader.read(n)
+        with _as_oserror():
+            data: bytes = await self.reader.read(n)
         return data
 
     def write(self, data: bytes) -> None:
         if not self.closed and not self.writer.is_closing():
-            self.writer.write(data)
+            with contextlib.suppress(Exception):  # it has just ended: read() tells that
+                self.writer.write(data)
 
     async def drain(self) -> None:
-        await self.writer.drain()
+        with _as_oserror():
+            await self.writer.drain()
 
     def close(self) -> None:
         self.closed = True

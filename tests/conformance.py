@@ -337,6 +337,16 @@ async def attributes_are_those_of_the_file(root: File) -> None:
     await again.clunk()
     with fails(errno.ENOENT):
         await root.walk_getattr(b"nope")
+    twice = await root.walk_open((b"f",), m.O_RDONLY)
+    assert bytes(await twice.read(0, 10)) == b"12345"
+    once_more = await twice.walk_open((), m.O_RDWR)
+    assert await once_more.write(0, b"9") == 1 and bytes(await twice.read(0, 10)) == b"92345"
+    with fails(errno.ENOENT):
+        await root.walk_open((b"nope",), m.O_RDONLY)
+    with fails(errno.ENOTDIR):
+        await root.walk_open((b"f",), m.O_RDONLY | m.O_DIRECTORY)
+    await twice.clunk()
+    await once_more.clunk()
 
 
 @check

@@ -28,10 +28,10 @@ from ninep.stream import of_socket, of_streams
 
 
 @asynccontextmanager
-async def connected(root: File, msize: int = 1 << 16) -> AsyncIterator[Client]:
+async def connected(root: File, msize: int = 1 << 16, in_order: bool = False) -> AsyncIterator[Client]:
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(serve(of_socket(theirs), root))
-    client = await Client.connect(of_socket(ours), msize=msize)
+    client = await Client.connect(of_socket(ours), msize=msize, in_order=in_order)
     try:
         yield client
     finally:
@@ -39,11 +39,12 @@ async def connected(root: File, msize: int = 1 << 16) -> AsyncIterator[Client]:
         await serving
 
 
+@pytest.mark.parametrize("in_order", [False, True], ids=["waiting", "in_order"])
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda c: c.__name__)
-def test_conformance(check: conformance.Check, tmp_path: Path) -> None:
+def test_conformance(check: conformance.Check, tmp_path: Path, in_order: bool) -> None:
     async def run() -> None:
         local = LocalFile.root(os.fsencode(tmp_path))
-        async with connected(local) as client:
+        async with connected(local, in_order=in_order) as client:
             root = await client.attach()
             await check(root)
             await root.clunk()
@@ -99,21 +100,47 @@ def test_requests_sent_in_one_turn_leave_in_one_write(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_cancelled_requests_give_back_tag_and_fid(tmp_path: Path) -> None:
+def test_what_follows_a_walk_is_sent_with_it(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+
+    async def run() -> None:
+        async with connected(LocalFile.root(os.fsencode(tmp_path)), in_order=True) as client:
+            lines: list[str] = []
+            root = await client.attach()
+            client.trace = lines.append
+            file, r = await root.walk_getattr(b"f")
+            assert r.size == 1 and file.qid == r.qid
+            opened = await root.walk_open((b"f",), m.O_RDONLY)
+            assert bytes(await opened.read(0, 10)) == b"x"
+            for call in (root.walk_getattr(b"nope"), root.walk_open((b"f", b"x"), 0), root.walk_open((b"f",), 3)):
+                with pytest.raises(OSError):
+                    await call
+            assert [line[:2] for line in lines[:8]] == ["->", "->", "<-", "<-"] * 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_cancelled_requests_give_back_tag_and_fid(tmp_path: Path, in_order: bool) -> None:
+    """Cancelled at every turn of the loop that a request lasts, none is lost and none is given back twice."""
     os.mkfifo(tmp_path / "p")
 
     async def run() -> None:
-        async with connected(LocalFile.root(os.fsencode(tmp_path))) as client:
+        async with connected(LocalFile.root(os.fsencode(tmp_path)), in_order=in_order) as client:
             root = await client.attach()
-            for delay in (None, 0, 0.001, 0.01):
+            finished = 0
+            for turns in range(30):
                 for name in (b"p", b"nope"):
-                    task = asyncio.create_task(root.walk((name,)))
-                    if delay is not None:
-                        await asyncio.sleep(delay)
-                    task.cancel()
-                    results = await asyncio.gather(task, return_exceptions=True)
-                    if isinstance(results[0], tuple):
-                        await results[0][1].clunk()
+                    for call in (root.walk((name,)), root.walk_getattr(name)):
+                        task = asyncio.create_task(call)
+                        for _ in range(turns):
+                            await asyncio.sleep(0)
+                        task.cancel()
+                        (result,) = await asyncio.gather(task, return_exceptions=True)
+                        if isinstance(result, tuple):
+                            finished += 1
+                            await (result[0] if isinstance(result[0], File) else result[1]).clunk()
+            assert 0 < finished < 60
             fifo = await conformance.at(root, b"p")
             opening = asyncio.create_task(fifo.open(m.O_RDONLY))
             await asyncio.sleep(0.02)

@@ -38,16 +38,16 @@ pytestmark = [
 SERVE = """
 import asyncio, logging, socket, sys
 logging.basicConfig(level=logging.WARNING)
-from ninep import client, fuse, localfs, server, stream
+from ninep import client, fuse, fusetree, localfs, server, stream
 assert "trio" not in sys.modules
 
 async def main(export, fd):
     localfs.raise_descriptor_limit()
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(server.serve(stream.of_socket(theirs), localfs.LocalFile.root(export)))
-    connection = await client.Client.connect(stream.of_socket(ours))
+    connection = await client.Client.connect(stream.of_socket(ours), in_order=True)
     root = await connection.attach()
-    fuse.FILES_MAX = int(sys.argv[3])
+    fusetree.Tree.__init__.__defaults__ = (int(sys.argv[3]),)
     await fuse.serve(root, fd, ready=lambda: print("ready", flush=True))
     await root.clunk()
     await asyncio.sleep(0.05)
@@ -335,3 +335,62 @@ def test_when_the_server_dies(tree: tuple[Path, Path]) -> None:
         assert caught.value.errno == errno.ENOTCONN
     finally:
         libc.umount2(os.fsencode(mountpoint), 2)
+
+
+TWICE = """
+import asyncio, ctypes, os, sys
+from ninep import fuse
+from ninep.localfs import LocalFile
+
+def fds():
+    return sorted(os.listdir("/proc/self/fd"), key=int)
+
+async def touch(path):
+    process = await asyncio.create_subprocess_exec("touch", path)
+    return await process.wait()
+
+async def main(export, mountpoint):
+    root = LocalFile.root(export)
+    before = fds()
+    for turn in (b"cancelled", b"unmounted"):
+        fd = os.open("/dev/fuse", os.O_RDWR)
+        serving = asyncio.create_task(fuse.serve(root, fd))
+        assert ctypes.CDLL(None).mount(b"cpu", mountpoint, b"fuse.cpu", 0, fuse.mount_options(fd)) == 0
+        assert await touch(mountpoint + b"/" + turn) == 0
+        if turn == b"cancelled":
+            serving.cancel()
+            await asyncio.wait([serving])
+            assert serving.cancelled()
+            os.close(fd)
+            ctypes.CDLL(None).umount2(mountpoint, 2)
+        else:
+            process = await asyncio.create_subprocess_exec("umount", mountpoint)
+            assert await process.wait() == 0
+            await serving
+            os.close(fd)
+        assert fds() == before, (fds(), before)
+    ready = asyncio.Event()
+    mounting = asyncio.create_task(fuse.mount(root, mountpoint, ready=ready.set))
+    await ready.wait()
+    assert await touch(mountpoint + b"/libfuse") == 0
+    mounting.cancel()
+    await asyncio.wait([mounting])
+    assert mountpoint not in open("/proc/mounts", "rb").read()
+    try:
+        await fuse.mount(root, b"/nonexistent")
+    except OSError:
+        pass
+    assert fds() == before, (fds(), before)
+
+asyncio.run(main(*[a.encode() for a in sys.argv[1:]]))
+"""
+
+
+def test_nothing_is_left_of_a_mount(tree: tuple[Path, Path]) -> None:
+    """One process serves three mounts, one after the other: cancelled, unmounted by others, mounted by libfuse."""
+    export, mountpoint = tree
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, export, mountpoint], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(export)) == ["cancelled", "libfuse", "unmounted"]

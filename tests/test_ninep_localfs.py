@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
+import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -165,3 +168,33 @@ def test_reading_up_to_any_wire_number_is_an_errno(tmp_path: Path) -> None:
         await root.clunk()
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_conformance_without_root() -> None:
+    """The same as a user without any rights: in a child, which has all its modules already."""
+    folder = tempfile.mkdtemp()  # pytest's own folders are root's alone
+    os.chown(folder, 12345, 12345)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(12345, 12345, 12345)
+            os.setresuid(12345, 12345, 12345)
+            ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: /proc/self is root's otherwise
+            conformance.GID = 12345
+            for check in conformance.CHECKS:
+                try:
+                    os.mkdir(f"{folder}/{check.__name__}")
+                    asyncio.run(check(LocalFile.root(os.fsencode(f"{folder}/{check.__name__}"))))  # type: ignore[arg-type]
+                except BaseException as error:
+                    os.write(writer, f"{check.__name__}: {error!r}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as failures:
+        text = failures.read()
+    os.waitpid(child, 0)
+    shutil.rmtree(folder)
+    assert text == ""
