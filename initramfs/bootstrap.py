@@ -75,9 +75,7 @@ def install_packages() -> None:
     """Install what is missing, through sudo when not root, after saying what and why."""
     if not shutil.which("dpkg-query") or not shutil.which("apt-get"):
         listed = "\n".join(f"  {package.name:<24} {package.reason}" for package in PACKAGES)
-        stop(
-            f"this machine has no apt; install by hand what these Debian packages are, then set PYCPU_NO_APT=1:\n{listed}"
-        )
+        stop(f"this machine has no apt; install what these are elsewhere, then set PYCPU_NO_APT=1:\n{listed}")
     missing = missing_packages()
     if not missing:
         return
