@@ -25,7 +25,7 @@ from multicall import applets
 TOP = Path(__file__).resolve().parent.parent
 LOCK = TOP / "configs" / "lock"
 OWN_PACKAGES = ("multicall", "ninep")
-EFFORT = 9
+EFFORT = 6
 SHARE_EFFORT = 2
 """A component's share is estimated by packing it alone, quickly: the ratios are the same to a few percent."""
 LARGEST = 10

@@ -1,4 +1,4 @@
-"""The small parts of the builder, each on its own: profiles, compressors, sources of packages, locks, imports, modules."""
+"""The small parts of the builder, each on its own: profiles, packing, packages, locks, imports, modules."""
 
 import dataclasses
 import lzma
