@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+CHUNK_SIZE = 256 * 1024  # read from a socket at once
 HIGH_WATER = 1 << 20  # bytes queued before drain() waits: one message of the largest msize
 
 
@@ -73,7 +74,10 @@ def of_streams(reader: Any, writer: Any) -> Stream:
 
 
 class _Socket:
-    """A connected stream socket, read and written directly: asyncio's transports cost a copy and a callback more."""
+    """A connected stream socket, read and written directly: asyncio's transports cost a copy and a callback more.
+
+    The loop watches it all the time, and not from read to read: that would be two system calls a request.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -83,29 +87,54 @@ class _Socket:
         self.queued = 0
         self.error: OSError | None = None
         self.waiters: list[asyncio.Future[None]] = []
+        self.arrived: bytes | None = None  # read and not taken yet; b"" is the end
+        self.read_error: OSError | None = None
         self.reading: asyncio.Future[None] | None = None
+        self.watching = True
         self.closed = False
+        self.loop.add_reader(sock.fileno(), self._readable)
 
     async def read(self, n: int) -> bytes:
-        while not self.closed:
-            try:
-                return self.sock.recv(n)
-            except (BlockingIOError, InterruptedError):
-                pass
+        if self.arrived is None and not self.closed:
+            if not self.watching:
+                self.watching = True
+                self.loop.add_reader(self.sock.fileno(), self._readable)
             self.reading = self.loop.create_future()
-            fd = self.sock.fileno()
-            self.loop.add_reader(fd, self._readable)
             try:
                 await self.reading
             finally:
                 self.reading = None
-                if not self.closed:
-                    self.loop.remove_reader(fd)
-        return b""
+        if self.read_error is not None:
+            raise self.read_error
+        data = self.arrived
+        if not data or self.closed:
+            return b""
+        if len(data) > n:
+            self.arrived = data[n:]
+            return data[:n]
+        self.arrived = None
+        return data
 
     def _readable(self) -> None:
+        if self.arrived is not None:  # nobody takes it: the socket's own buffer is to keep the rest
+            self._unwatch()
+            return
+        try:
+            self.arrived = self.sock.recv(CHUNK_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.read_error = error
+            self.arrived = b""
+        if not self.arrived:
+            self._unwatch()
         if self.reading and not self.reading.done():
             self.reading.set_result(None)
+
+    def _unwatch(self) -> None:
+        if self.watching:
+            self.watching = False
+            self.loop.remove_reader(self.sock.fileno())
 
     def write(self, data: bytes) -> None:
         if self.closed or self.error or not data:
@@ -163,8 +192,9 @@ class _Socket:
         if self.closed:
             return
         self.closed = True
-        self.loop.remove_reader(self.sock.fileno())
-        self._readable()
+        self._unwatch()
+        if self.reading and not self.reading.done():
+            self.reading.set_result(None)
         self._wake()
         if not self.queue:
             self.sock.close()
