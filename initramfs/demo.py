@@ -78,6 +78,7 @@ def build(board: str, build_dir: Path, *, quiet: bool = False) -> Made:
         made = image.build(wanted, build_dir, authorized_keys=keys, progress=say)
     if not quiet:
         sys.stdout.write(made.text())
+        sys.stdout.flush()
     return Made(wanted, folder, build_dir / "bin" / "cpu", key, host_key, made)
 
 
