@@ -148,7 +148,7 @@ class Tree:
     async def losing(self, parent: Node, name: bytes) -> Node | None:
         """The node whose own name this is, and which may lose it now: its File is made sure of."""
         node = self.names.get((parent.id, name))
-        if node is None or node.lookups <= 0 or (node.parent, node.name) != (parent, name):
+        if node is None or node.lookups <= 0 or not _is_own_name(node, parent, name):
             return None
         try:
             await self.place(node)
@@ -159,7 +159,7 @@ class Tree:
     def lost(self, parent: Node, name: bytes, node: Node | None) -> None:
         """The name is gone; node is what losing() gave."""
         self.names.pop((parent.id, name), None)
-        if node is not None and (node.parent, node.name) == (parent, name) and node.file is not None:
+        if node is not None and _is_own_name(node, parent, name) and node.file is not None:
             node.pinned = True
             self.loaded.pop(node, None)
 
@@ -181,6 +181,10 @@ class Tree:
                 self._drop(node)
         if self.tasks:
             await asyncio.wait(self.tasks)
+
+
+def _is_own_name(node: Node, parent: Node, name: bytes) -> bool:
+    return node.parent is not None and node.parent.id == parent.id and node.name == name
 
 
 async def _clunk(file: File) -> None:

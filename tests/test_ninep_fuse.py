@@ -36,13 +36,18 @@ pytestmark = [
 ]
 
 SERVE = """
-import asyncio, logging, socket, sys
+import asyncio, ctypes, logging, os, socket, sys
 logging.basicConfig(level=logging.WARNING)
 from ninep import client, fuse, fusetree, localfs, server, stream
 assert "trio" not in sys.modules
 
 async def main(export, fd):
     localfs.raise_descriptor_limit()
+    if len(sys.argv) > 4:
+        os.setgroups([])
+        os.setresgid(*[int(sys.argv[4])] * 3)
+        os.setresuid(*[int(sys.argv[4])] * 3)
+        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: /proc/self is root's otherwise
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(server.serve(stream.of_socket(theirs), localfs.LocalFile.root(export)))
     connection = await client.Client.connect(stream.of_socket(ours), in_order=True)
@@ -71,11 +76,13 @@ def mount(fd: int, mountpoint: Path, flags: int = 0) -> None:
 
 
 @contextmanager
-def mounted(export: Path, mountpoint: Path, files_max: int = 4096, serve_first: bool = True) -> Iterator[Path]:
+def mounted(
+    export: Path, mountpoint: Path, files_max: int = 4096, serve_first: bool = True, user: int | None = None
+) -> Iterator[Path]:
     """export at mountpoint, as a session does it: one process serves the descriptor, another mounts it."""
     fd = os.open("/dev/fuse", os.O_RDWR)
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(export), str(fd), str(files_max)],
+        [sys.executable, "-c", SERVE, str(export), str(fd), str(files_max), *([str(user)] if user else [])],
         pass_fds=[fd],
         stdout=subprocess.PIPE,
         cwd=REPOSITORY,
@@ -272,6 +279,30 @@ def test_users_own_what_they_make(tree: tuple[Path, Path]) -> None:
     assert [oct(stat.S_IMODE(st[n].st_mode)) for n in "fdp"] == ["0o4755", "0o750", "0o640"]
     assert (export / "sticky" / "f").stat().st_gid == (export / "sticky" / "d").stat().st_gid == 54321
     assert (export / "sticky" / "d").stat().st_mode & stat.S_ISGID
+
+
+def test_a_server_without_root(tree: tuple[Path, Path]) -> None:
+    """Everything belongs to the server's user, only ownership cannot be changed, and what it may not reach is named."""
+    export, mountpoint = Path(tempfile.mkdtemp()), tree[1]
+    os.chown(export, 12345, 12345)
+    try:
+        with mounted(export, mountpoint, user=12345):
+            run("sh", "-ec", "touch a; chmod 4711 a; mkdir d; touch d/f; ln -s a l; mkfifo p; mv a b", cwd=mountpoint)
+            with conformance.fails(errno.EPERM):
+                os.chown(mountpoint / "b", 0, 0)
+            with conformance.fails(errno.EPERM):
+                os.mknod(mountpoint / "n", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+            os.chmod(mountpoint / "d", 0o600)
+            assert os.listdir(mountpoint / "d") == ["f"]
+            with conformance.fails(errno.EACCES):
+                os.stat(mountpoint / "d" / "f")
+            os.chmod(mountpoint / "d", 0o700)
+            time.sleep(1.1)
+            assert stat.S_ISREG(os.stat(mountpoint / "d" / "f").st_mode)
+        assert {os.lstat(export / name).st_uid for name in "bdlp"} == {12345}
+        assert stat.S_IMODE(os.stat(export / "b").st_mode) == 0o4711
+    finally:
+        shutil.rmtree(export)
 
 
 def test_more_files_than_may_be_held(tree: tuple[Path, Path]) -> None:
