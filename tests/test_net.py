@@ -72,9 +72,21 @@ def test_writing_beside(tmp_path: Path) -> None:
 
 
 def test_only_what_is_needed_of_pyroute2_is_loaded() -> None:
-    code = "import sys; from multicall.lib import net; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    loaded = python("import sys; from multicall.lib import net; print(*sys.modules)")
     assert not {"sqlite3", "unittest", "unittest.mock", "pyroute2.ndb.main"} & set(loaded.split())
+
+
+def test_it_does_without_what_an_image_has_not() -> None:
+    # None in sys.modules is a module that cannot be found; what stood in for them must not stay.
+    absent = "import sys; sys.modules.update(_ssl=None, _lzma=None, _bz2=None, sqlite3=None)"
+    got = python(
+        f"{absent}; import asyncio; from multicall.lib import net; print('ssl' in sys.modules, net.State.BOUND)"
+    )
+    assert got == "False 6\n"
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, check=True).stdout
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = 20) -> Any:

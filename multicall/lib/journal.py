@@ -8,7 +8,8 @@ import os
 
 RUN_FOLDER = "/run/pycpu"
 PROBLEMS = "problems"
-KMSG_LEVEL_ERROR, KMSG_LEVEL_INFO = 3, 6
+KMSG_LEVEL_ERROR, KMSG_LEVEL_INFO = 4, 6
+"""Warning and information: what the kernel itself repeats on the console (below loglevel=) would be there twice."""
 KMSG_BYTES = 900
 """A record of /dev/kmsg may hold about 1000 bytes (kernel/printk/printk.c, LOG_LINE_MAX)."""
 

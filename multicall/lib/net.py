@@ -36,19 +36,23 @@ def _bare_package(name: str) -> None:
     sys.modules[name] = package
 
 
-def _stand_in(name: str) -> None:
-    """Put an empty unittest.mock where there is none: pyroute2's socket module makes a Mock for a use that is not ours.
-
-    The image has no unittest; the real one takes 1.3 MB of memory and 10 ms. One that was imported before stays.
-    """
+def _stand_in(name: str, **attributes: object) -> None:
+    """Put an empty module where there is none, for as long as pyroute2 is being imported."""
     if name not in sys.modules:
-        unittest = types.ModuleType(name)
-        unittest.mock = types.SimpleNamespace(Mock=object)  # type: ignore[attr-defined]
-        sys.modules[name] = unittest
+        module = types.ModuleType(name)
+        module.__dict__.update(attributes, is_stand_in=True)
+        sys.modules[name] = module
+
+
+def _drop_stand_in(name: str) -> None:
+    if hasattr(sys.modules.get(name), "is_stand_in"):
+        del sys.modules[name]
 
 
 _bare_package("pyroute2")
-_stand_in("unittest")
+# Its socket module makes a Mock, its probe messages name ssl, both for uses that are not ours. The image has neither.
+_stand_in("unittest", mock=types.SimpleNamespace(Mock=object))
+_stand_in("ssl")
 
 from pyroute2.dhcp.client import AsyncDHCPClient, ClientConfig  # noqa: E402  below the bare package
 from pyroute2.dhcp.enums.dhcp import Option  # noqa: E402
@@ -58,8 +62,8 @@ from pyroute2.dhcp.leases import Lease  # noqa: E402
 from pyroute2.iproute.linux import AsyncIPRoute  # noqa: E402
 from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
 
-if not hasattr(sys.modules["unittest"], "__path__"):
-    del sys.modules["unittest"]
+_drop_stand_in("unittest")
+_drop_stand_in("ssl")
 
 RESOLV_CONF = ("/etc/resolv.conf", "/run/resolv.conf")
 """Where name servers are written: the first that can be."""
