@@ -13,12 +13,12 @@ _opens: set[object] = set()
 
 
 async def readable(handle: int) -> None:
-    """Wait until a non-blocking descriptor can be read."""
+    """Wait until a non-blocking descriptor can be read. EPERM for one that nothing can wait for."""
     await _ready(handle, write=False)
 
 
 async def writable(handle: int) -> None:
-    """Wait until a non-blocking descriptor can be written."""
+    """Wait until a non-blocking descriptor can be written. EPERM for one that nothing can wait for."""
     await _ready(handle, write=True)
 
 

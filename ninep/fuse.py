@@ -130,7 +130,7 @@ class _Operations(_pyfuse3.Operations):
         entry.st_atime_ns = _ns(r.atime_sec, r.atime_nsec)
         entry.st_mtime_ns = _ns(r.mtime_sec, r.mtime_nsec)
         entry.st_ctime_ns = _ns(r.ctime_sec, r.ctime_nsec)
-        node.mode, node.gid = r.mode, r.gid
+        node.mode, node.gid, node.size = r.mode, r.gid, r.size
         return entry
 
     async def found(self, parent: Node, name: bytes) -> Any:
@@ -318,7 +318,10 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
-        return pyfuse3.FileInfo(fh=await self._open(inode, _wire(flags)))
+        fh = await self._open(inode, _wire(flags))
+        # /proc and /sys call all their files empty: the kernel reads those only when told not to go by the size.
+        direct = not self.tree.node(inode).size and flags & os.O_ACCMODE == os.O_RDONLY
+        return pyfuse3.FileInfo(fh=fh, direct_io=direct)
 
     @_guarded
     async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> tuple[Any, Any]:
@@ -453,7 +456,7 @@ class _Operations(_pyfuse3.Operations):
         if fits:
             del handle.ready[name]
             node = self.tree.enter(handle.node, name, file)
-            node.mode, node.gid = r.mode, r.gid
+            node.mode, node.gid, node.size = r.mode, r.gid, r.size
         return fits
 
     async def end(self) -> None:

@@ -22,7 +22,19 @@ FILES_MAX = 4096  # places kept open
 class Node:
     """What the kernel knows by an inode number. file is its place, or None when that is to be walked anew."""
 
-    __slots__ = ("file", "gid", "id", "lookups", "mode", "name", "no_capability_until", "parent", "pinned", "target")
+    __slots__ = (
+        "file",
+        "gid",
+        "id",
+        "lookups",
+        "mode",
+        "name",
+        "no_capability_until",
+        "parent",
+        "pinned",
+        "size",
+        "target",
+    )
 
     def __init__(self, id: int, parent: Node | None, name: bytes, file: File | None) -> None:
         self.id = id
@@ -31,7 +43,7 @@ class Node:
         self.file = file
         self.lookups = 0  # what the kernel will forget
         self.pinned = parent is None  # file must stay: there is no name to walk to it again
-        self.mode = self.gid = 0  # as last seen
+        self.mode = self.gid = self.size = 0  # as last seen
         self.target: bytes | None = None  # of a symbolic link: it never changes, and the kernel does not keep it
         self.no_capability_until = 0.0  # monotonic: the kernel asks for this attribute before each write
 

@@ -274,7 +274,8 @@ class LocalFile(File):
         native = _native(flags)
         path = self.node.path
         if kind != stat.S_IFIFO:
-            handle = os.open(path, native)
+            # Without waiting: there are regular files that do, as /proc/kmsg. For all others it changes nothing.
+            handle = os.open(path, native | os.O_NONBLOCK)
         elif native & os.O_NONBLOCK or native & os.O_ACCMODE == os.O_RDWR:
             handle = os.open(path, native | os.O_NONBLOCK)
         else:
@@ -338,22 +339,22 @@ class LocalFile(File):
                 os.chmod(path, st.st_mode & 0o7777, dir_fd=dir_fd)
 
     async def read(self, offset: int, count: int) -> bytes:
-        if self.fifo:
-            while True:
-                try:
-                    return os.read(self.handle, min(count, FIFO_READ_MAX))
-                except BlockingIOError:
-                    await readable(self._open_handle())
-        return os.pread(self._open_handle(), count, offset)
+        while True:
+            handle = self._open_handle()
+            try:
+                if self.fifo:
+                    return os.read(handle, min(count, FIFO_READ_MAX))
+                return os.pread(handle, count, offset)
+            except BlockingIOError:
+                await readable(handle)
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
-        if self.fifo:
-            while True:
-                try:
-                    return os.write(self.handle, data)
-                except BlockingIOError:
-                    await writable(self._open_handle())
-        return os.pwrite(self._open_handle(), data, offset)
+        while True:
+            handle = self._open_handle()
+            try:
+                return os.write(handle, data) if self.fifo else os.pwrite(handle, data, offset)
+            except BlockingIOError:
+                await writable(handle)
 
     def _open_handle(self) -> int:
         if self.handle < 0:

@@ -160,6 +160,7 @@ def test_programs(tree: tuple[Path, Path]) -> None:
     export, mountpoint = tree
     with mounted(Path("/"), mountpoint):
         assert "ok" in run("/usr/sbin/chroot", mountpoint, "/usr/bin/python3", "-c", "import ssl, sqlite3; print('ok')")
+        assert "Linux" in (mountpoint / "proc/version").read_text()  # a file whose size is said to be 0
         assert "git version" in run("/usr/sbin/chroot", mountpoint, "/usr/bin/git", "--version")
         inside = mountpoint / export.relative_to("/")
         listed = run("ls", "-l", mountpoint / "usr/bin").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -127,6 +128,24 @@ def test_inodes_of_any_size_have_a_qid(tmp_path: Path) -> None:
     }
     assert len(paths) == 15 and max(paths) < 1 << 64
     asyncio.run(root.clunk())
+
+
+@pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="/proc/kmsg is root's")
+def test_regular_files_that_wait_do_not_stop_others() -> None:
+    async def run() -> None:
+        root = LocalFile.root(b"/proc")
+        kmsg = await conformance.opened(root, b"kmsg")
+
+        async def drain() -> None:
+            while await kmsg.read(0, 65536):
+                pass
+
+        with contextlib.suppress(TimeoutError, PermissionError):
+            await asyncio.wait_for(drain(), 0.2)
+        await kmsg.clunk()
+        await root.clunk()
+
+    asyncio.run(run())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
