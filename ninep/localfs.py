@@ -18,7 +18,8 @@ owner that root() was told.
 A process that has changed its user without an exec has to make itself dumpable again (prctl), or its /proc/self is
 not its own.
 
-Each File holds a descriptor: raise_descriptor_limit() is for the program that serves to call.
+Each File holds a descriptor, and a kernel that caches a tree holds thousands of Files: so root() lets this process have
+as many descriptors as it may.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import stat
 import struct
 from collections.abc import Iterator, Sequence
@@ -60,11 +62,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process have as many descriptors as it may: each fid of a client costs one or two."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Raise the soft limit of this process's descriptors, 1024 mostly, to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check(result: int) -> int:
@@ -160,6 +161,7 @@ class LocalFile(File):
 
         owner: the user that new files are given to, where this process may do that (it is root).
         """
+        raise_descriptor_limit()
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         st = os.fstat(fd)
         tree = _Tree(st.st_dev, owner)

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 import conformance
 from ninep import message as m
-from ninep.client import Client, RemoteFile
+from ninep.client import Client
 from ninep.codec import Framer, decode, encode
 from ninep.file import File
 from ninep.localfs import LocalFile
 from ninep.message import NOTAG, TYPES, Message, Qid
+from ninep.remote import RemoteFile
 from ninep.server import serve
 from ninep.stream import of_socket, of_streams
 from test_ninep_codec import messages

@@ -42,7 +42,6 @@ from ninep import client, fuse, fusetree, localfs, server, stream
 assert "trio" not in sys.modules
 
 async def main(export, fd):
-    localfs.raise_descriptor_limit()
     if len(sys.argv) > 4:
         os.setgroups([])
         os.setresgid(*[int(sys.argv[4])] * 3)

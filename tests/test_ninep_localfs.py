@@ -45,6 +45,27 @@ def test_root_must_be_there(tmp_path: Path) -> None:
         LocalFile.root(os.fsencode(tmp_path / "nope"))
 
 
+def test_more_files_than_the_soft_limit(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 5000:
+        pytest.skip("this machine allows too few descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+
+    async def run() -> None:
+        root = LocalFile.root(os.fsencode(tmp_path))
+        await conformance.made(root, b"f")
+        for file in [await conformance.at(root, b"f") for _ in range(3000)]:
+            await file.clunk()
+        await root.clunk()
+
+    try:
+        asyncio.run(run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_link_swapped_in_does_not_lead_out(tmp_path: Path) -> None:
     """While somebody exchanges a directory and a link to the outside, no walk ever gets outside."""
     (tmp_path / "export" / "real").mkdir(parents=True)
