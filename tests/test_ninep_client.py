@@ -416,8 +416,24 @@ def diod_checks() -> list[object]:
 
 @asynccontextmanager
 async def diod(export: Path, socket_path: Path) -> AsyncIterator[Client]:
-    command = [DIOD, "-f", "-n", "-e", str(export), "-l", str(socket_path), "-L", "stderr", "-U", "root", "-S"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    # diod 1.0.24 crashes now and then when it is ended with its threads at work: that is to leave no core here
+    command = [
+        "prlimit",
+        "--core=0",
+        DIOD,
+        "-f",
+        "-n",
+        "-e",
+        str(export),
+        "-l",
+        str(socket_path),
+        "-L",
+        "stderr",
+        "-U",
+        "root",
+        "-S",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=export.parent)
     try:
         deadline = time.monotonic() + 10
         while not socket_path.exists():
