@@ -251,6 +251,18 @@ def test_the_terminal_of_a_console() -> None:
     assert boot.terminal_type("/dev/ttyS0") == "vt220"
 
 
+@pytest.mark.parametrize(("now_s", "set_to"), [(0.0, [1e9]), (1e9 + 1, [])])
+def test_no_clock_is_before_the_image(monkeypatch: pytest.MonkeyPatch, now_s: float, set_to: list[float]) -> None:
+    init = boot.Init()
+    init.board = board.Board(build_time=10**9)
+    taken: list[float] = []
+    monkeypatch.setattr(boot.time, "time", lambda: now_s)
+    monkeypatch.setattr(boot.time, "clock_settime", lambda clock, seconds: taken.append(seconds))
+    monkeypatch.setattr(boot, "RTC", "/nope")
+    init._set_clock()
+    assert taken == set_to
+
+
 def test_init_refuses_to_be_another_process(capsys: pytest.CaptureFixture[str]) -> None:
     from multicall import init
 

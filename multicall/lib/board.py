@@ -21,9 +21,12 @@ class Network(NamedTuple):
 
 
 class Board(NamedTuple):
-    """The board as its image describes it. `build_time` in seconds since 1970; no clock is ever before it."""
+    """The board as its image describes it. `build_time` in seconds since 1970; no clock is ever before it.
 
-    hostname: str = "board"
+    Without a `hostname`, DHCP may give one. `cpud` is its arguments, None to run none.
+    """
+
+    hostname: str = ""
     modules: tuple[str, ...] = ()
     network: Network = Network()
     cpud: tuple[str, ...] | None = ("-pk", "/etc/cpud/authorized_keys", "-hk", "/etc/cpud/host_key")

@@ -18,6 +18,8 @@ from multicall.lib.log import reason
 
 CPUD = "/usr/bin/cpud"
 DHCP = "/usr/bin/dhcp"
+RTC = "/sys/class/rtc/rtc0/since_epoch"
+"""Kernels set their clock by it themselves, but not from a driver that is a module."""
 
 SHELLS: tuple[tuple[str, ...], ...] = (
     # program, name it is called by, arguments
@@ -114,7 +116,7 @@ class Init:
             return
         wanted_s, source = float(self.board.build_time), "the date of the image"
         try:
-            with open("/sys/class/rtc/rtc0/since_epoch", encoding="ascii") as file:
+            with open(RTC, encoding="ascii") as file:
                 clock_s = float(file.read())
             if clock_s >= wanted_s:
                 wanted_s, source = clock_s, "the hardware clock"
@@ -124,7 +126,9 @@ class Init:
         self.journal.say(f"set the clock to {source}")
 
     def _set_hostname(self) -> None:
-        socket.sethostname(self.options.hostname or self.board.hostname)
+        name = self.options.hostname or self.board.hostname
+        if name:
+            socket.sethostname(name)
 
     def _load_modules(self) -> None:
         if self.board.modules:
@@ -163,9 +167,10 @@ class Init:
             self.journal.problem(f"switch on lo: {reason(error)}")
         if self.board.network.mode == "none":
             return
+        self._look_at_links()
         if not self._watch:
             self._watch = link.Watch()
-        self._look_at_links()
+            self._look_at_links()  # what came between the two lines above
 
     def _look_at_links(self) -> None:
         """Have one DHCP client for each interface that there is, and none for those that have gone."""

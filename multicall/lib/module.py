@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from multicall.lib.log import reason
@@ -10,6 +11,12 @@ from multicall.lib.log import reason
 _libc = ctypes.CDLL(None, use_errno=True)
 
 FOLDER = "/lib/modules"
+
+ARCHITECTURE = str(getattr(sys.implementation, "_multiarch", "") or os.uname().machine).partition("-")[0]
+"""Of this Python, which may be another one than the kernel's: a 32-bit program on a 64-bit board."""
+
+SYSCALLS = {"x86_64": 313, "i386": 350, "aarch64": 273, "riscv64": 273, "arm": 379, "powerpc64le": 353}
+"""finit_module's number by architecture (arch/*/entry/syscalls/*.tbl): no C library has a function for it."""
 
 
 def insert(path: str, parameters: str = "") -> bool:
@@ -19,7 +26,7 @@ def insert(path: str, parameters: str = "") -> bool:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        number = SYSCALLS[os.uname().machine]
+        number = SYSCALLS[ARCHITECTURE]
         if _libc.syscall(ctypes.c_long(number), ctypes.c_long(fd), parameters.encode(), ctypes.c_long(0)) == 0:
             return True
         code = ctypes.get_errno()
@@ -28,10 +35,6 @@ def insert(path: str, parameters: str = "") -> bool:
     if code == errno.EEXIST:
         return False
     raise OSError(code, os.strerror(code))
-
-
-SYSCALLS = {"x86_64": 313, "i686": 350, "aarch64": 273, "riscv64": 273, "armv7l": 379, "armv6l": 379, "ppc64le": 353}
-"""finit_module's number by machine (arch/*/entry/syscalls/*.tbl): musl and older glibc have no function for it."""
 
 
 def insert_all(
@@ -57,5 +60,5 @@ def insert_all(
                 why = "a symbol is missing: something that it depends on is not loaded"
             problem(f"load module {name}: {why}")
         except KeyError:
-            problem(f"load module {name}: machine {os.uname().machine} is not known")
+            problem(f"load module {name}: its number of the system call is not known for {ARCHITECTURE}")
     return loaded
