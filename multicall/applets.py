@@ -19,6 +19,7 @@ TABLE: tuple[Applet, ...] = (
     Applet("cpu", "multicall.cpu", "run a command on a board with this machine's files", "client"),
     Applet("cpud", "multicall.cpud", "let cpu in: the board's side", "both"),
     Applet("init", "multicall.init", "process 1 of a board", "board"),
+    Applet("9p", "multicall.tools.p9", "serve a directory by 9P, mount one, read and write its files", "client"),
     Applet("dhcp", "multicall.tools.dhcp", "configure an interface by DHCP", "board"),
     Applet("poweroff", "multicall.tools.poweroff", "switch the board off", "board"),
     Applet("reboot", "multicall.tools.poweroff", "restart the board", "board"),

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     # part: what of ours it may import
     "ninep": {"ninep"},
     "multicall/lib": {"multicall", "multicall.lib", "ninep"},
-    "multicall/tools": {"multicall", "multicall.applets", "multicall.lib"},
+    "multicall/tools": {"multicall", "multicall.applets", "multicall.lib", "ninep"},
     "multicall": {"multicall", "multicall.applets", "multicall.lib", "ninep"},
     "initramfs": {"initramfs", "multicall.applets", "multicall"},
 }
