@@ -420,12 +420,16 @@ async def diod(export: Path, socket_path: Path) -> AsyncIterator[Client]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=export.parent)
     try:
         deadline = time.monotonic() + 10
-        while not socket_path.exists():
-            assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(socket_path))
+        while True:  # the socket is there a moment before diod listens on it
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(str(socket_path))
+                break
+            except OSError:
+                sock.close()
+                assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
         client = await Client.connect(of_socket(sock), msize=65536 + 24)
         yield client
         await client.close()
