@@ -6,7 +6,6 @@ left alone. What was downloaded is kept in an index, so that later builds need n
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from initramfs.lock import locked
 from initramfs.problem import Problem, reason
 
 RELEASE = "bookworm"
@@ -92,20 +92,28 @@ def run(command: Sequence[str], what: str, hint: str = "", cwd: str | None = Non
     return result.stdout
 
 
+def _home(cache: str, architecture: str) -> str:
+    return os.path.abspath(os.path.join(cache, "debian", f"{RELEASE}-{architecture}"))
+
+
+def index_path(cache: str, architecture: str) -> str:
+    """Where a cache keeps which versions it has of an architecture: as long as it is the same, so are the packages."""
+    return os.path.join(_home(cache, architecture), "index.json")
+
+
 class Archive:
     """The packages of one architecture, in a cache folder that several builds may share. Not for several threads."""
 
     def __init__(self, cache: str, architecture: str, progress: Callable[[str], None]) -> None:
         self.architecture = architecture
-        self._top = os.path.abspath(os.path.join(cache, "debian", f"{RELEASE}-{architecture}"))
+        self._top = _home(cache, architecture)
+        self._index = index_path(cache, architecture)
         self._progress = progress
         self._is_fresh = False
 
     def fetch(self, names: Sequence[str]) -> list[Package]:
         """Return the named packages, unpacked; what is not in the cache is downloaded. Raises Problem."""
-        os.makedirs(self._top, exist_ok=True)
-        with open(os.path.join(self._top, "lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._top):
             index = self._read_index()
             missing = [name for name in names if name not in index]
             if missing:
@@ -129,17 +137,16 @@ class Archive:
 
     def _read_index(self) -> dict[str, dict[str, str]]:
         try:
-            with open(os.path.join(self._top, "index.json"), encoding="utf-8") as file:
+            with open(self._index, encoding="utf-8") as file:
                 index: dict[str, dict[str, str]] = json.load(file)
         except (OSError, ValueError):
             return {}
         return {name: row for name, row in index.items() if os.path.exists(self._deb(row))}
 
     def _write_index(self, index: dict[str, dict[str, str]]) -> None:
-        path = os.path.join(self._top, "index.json")
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
+        with open(f"{self._index}.new", "w", encoding="utf-8") as file:
             json.dump(index, file, indent=1, sort_keys=True)
-        os.replace(f"{path}.new", path)
+        os.replace(f"{self._index}.new", self._index)
 
     def _deb(self, row: dict[str, str]) -> str:
         return os.path.join(self._top, "archives", row["file"])

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from initramfs import compress, cpio, debian, files, kernel, python, report, wheel
 from initramfs.closure import Origin
+from initramfs.lock import locked
 from initramfs.problem import Problem, reason
 from initramfs.profile import Profile
 from multicall import applets
@@ -131,20 +133,35 @@ def build(
 
     `authorized_keys` are lines of that file. build_dir/BOARD/host_key, when there, becomes the board's host key.
     `extra` entries are added last and win over ours. Nothing is packed again that is there already. Each file appears
-    whole or not at all. Raises Problem.
+    whole or not at all; a second builder waits for the first. Raises Problem.
     """
+    try:
+        with locked(str(build_dir / board.name)):
+            return _build(board, build_dir, authorized_keys, progress, extra)
+    except OSError as error:
+        raise Problem(f"build {board.name}: {error.filename or 'a file'}: {reason(error)}") from error
+
+
+def _build(
+    board: Profile,
+    build_dir: Path,
+    authorized_keys: Sequence[str],
+    progress: Callable[[str], None],
+    extra: Sequence[cpio.Entry],
+) -> report.Report:
     folder = build_dir / board.name
-    folder.mkdir(parents=True, exist_ok=True)
+    out = archive_path(board, build_dir)
+    sources = _sources(board, build_dir, [*authorized_keys, *map(repr, extra)])
+    known = _read_made(folder, out, {"sources": sources, "packages": _packages(board, build_dir)})
+    if known is not None:
+        progress("nothing has changed")
+        return known
     planned = plan(board, build_dir, authorized_keys, progress)
     items = {item.entry.name: item for item in planned.items}
     items |= {entry.name: files.Item(entry, "extra") for entry in extra}
     raw = archive(items.values())
-    out = archive_path(board, build_dir)
     manifest = _manifest(board, planned, hashlib.sha256(raw).hexdigest())
-    known = _read_made(folder, out, manifest)
-    if known is not None:
-        progress("nothing has changed")
-        return known
+    manifest |= {"sources": sources, "packages": _packages(board, build_dir)}
     progress(f"packing {len(raw) / 1e6:.1f} MB with {board.compressor}")
     compressor = compress.get(board.compressor)
     packed = compressor.pack(raw, board.architecture, EFFORT)
@@ -172,14 +189,32 @@ def _manifest(board: Profile, planned: Plan, digest: str) -> dict[str, Any]:
     }
 
 
-def _read_made(folder: Path, out: Path, manifest: dict[str, Any]) -> report.Report | None:
-    """Return the report of what is in the folder, if it is whole and made from the same things."""
+def _packages(board: Profile, build_dir: Path) -> str:
+    """A digest of which packages of the board's architecture are in the cache. After a first build it is another."""
+    path = Path(debian.index_path(str(build_dir / "cache"), board.architecture))
+    return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+
+
+def _sources(board: Profile, build_dir: Path, more: Iterable[str]) -> str:
+    """A digest of all else that decides an image: our sources, the locks, the profile, the keys, the environment."""
+    digest = hashlib.sha256(f"{board} {EFFORT} {os.environ.get('SOURCE_DATE_EPOCH')} {sys.version}".encode())
+    paths = [path for name in (*OWN_PACKAGES, "initramfs") for path in sorted((TOP / name).rglob("*.py"))]
+    paths += [LOCK / "target.toml", LOCK / "payload.txt", build_dir / board.name / "host_key"]
+    for path in paths:
+        content = path.read_bytes() if path.exists() else b""
+        digest.update(f"\0{path.name}\0{len(content)}\0".encode() + content)
+    for text in more:
+        digest.update(f"\0{text}".encode())
+    return digest.hexdigest()
+
+
+def _read_made(folder: Path, out: Path, wanted: dict[str, Any]) -> report.Report | None:
+    """Return the report of what is in the folder, if it is whole and its manifest has what is wanted."""
     try:
         old = json.loads((folder / "manifest.json").read_text())
-        made = old.pop("initramfs")
         with out.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == made["sha256"]
-        if old == manifest and same and (folder / "vmlinuz").exists():
+            same = hashlib.file_digest(file, "sha256").hexdigest() == old["initramfs"]["sha256"]
+        if same and wanted.items() <= old.items() and (folder / "vmlinuz").exists():
             return report.parse((folder / "report.json").read_text())
     except (OSError, ValueError, KeyError, TypeError):
         pass

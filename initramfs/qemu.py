@@ -25,6 +25,7 @@ PROBE_S = 3.0
 """How long one probe waits for the banner. QEMU's user network takes a connection at once, whether or not the board
 listens, or is up at all; what comes back is what counts."""
 PAUSE_S = 0.25
+ECHO_S = 3.0
 STOP_S = 5.0
 TAIL_LINES = 15
 
@@ -151,11 +152,17 @@ class Board:
         return "".join(texts)
 
     def type(self, text: str) -> None:
-        """Type on the board's serial console. Raises Problem."""
+        """Type on the board's serial console. Returns when it is echoed, or after ECHO_S. Raises Problem."""
         try:
             with socket.socket(socket.AF_UNIX) as console:
                 console.connect(str(self._folder / "console"))
+                console.settimeout(ECHO_S)
                 console.sendall(text.encode())
+                # QEMU forgets what the serial port has not taken yet when its other end goes.
+                left = len(text)
+                with contextlib.suppress(TimeoutError):
+                    while left > 0 and (echo := console.recv(left)):
+                        left -= len(echo)
         except OSError as error:
             raise Problem(f"type on the console of {self.profile.name}: {reason(error)}") from error
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from initramfs.lock import locked
 from initramfs.problem import Problem
 
 PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64", "armhf": "armv7l"}
@@ -108,13 +109,19 @@ def fetch(
 ) -> list[Wheel]:
     """Return the named projects' wheels of the lock file's versions, unpacked. Raises Problem."""
     with open(lock, encoding="utf-8") as file:
-        locked = pins(file.read())
-    unknown = [name for name in names if normal(name) not in locked]
+        pinned = pins(file.read())
+    unknown = [name for name in names if normal(name) not in pinned]
     if unknown:
         raise Problem(f"wheel {', '.join(unknown)}: not in {lock}")
     folder = os.path.join(cache, "wheels", architecture)
-    os.makedirs(folder, exist_ok=True)
-    wanted = [locked[normal(name)] for name in names]
+    wanted = [pinned[normal(name)] for name in names]
+    with locked(folder):
+        return _fetch(wanted, lock, folder, architecture, progress)
+
+
+def _fetch(
+    wanted: Sequence[Pin], lock: str, folder: str, architecture: str, progress: Callable[[str], None]
+) -> list[Wheel]:
     missing = [pin for pin in wanted if _find(folder, pin) is None]
     if missing:
         progress(f"downloading wheels: {', '.join(f'{pin.name} {pin.version}' for pin in missing)}")
