@@ -23,6 +23,9 @@ R = TypeVar("R", bound=Message)
 TIMEOUT_S = 30.0
 """For each of dialling, and agreeing on 9P and attaching."""
 
+CLUNK_TIMEOUT_S = 1.0
+"""For saying goodbye: to close with an answer under way resets the connection, which servers complain about."""
+
 LINKS_MAX = 40
 """Symbolic links followed for one path: Linux's MAXSYMLINKS (path_resolution(7))."""
 
@@ -94,6 +97,9 @@ class Tree:
 
     async def close(self) -> None:
         """End the connection; the server lets go of everything."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLUNK_TIMEOUT_S):
+                await self.root.clunk()
         await self.client.close()
 
     async def find(self, path: bytes, follow: bool = True) -> File:

@@ -33,10 +33,11 @@ def _listed(name: bytes, above: bytes) -> bytes:
     return above.rstrip(b"/") + b"/" + name if above else name
 
 
-async def _entries(place: File) -> list[bytes]:
+async def _entries(tree: Tree, place: File) -> list[bytes]:
     names: list[bytes] = []
     offset = 0
-    while entries := await place.readdir(offset, READDIR_SIZE):
+    size = min(READDIR_SIZE, tree.client.msize - IOHDRSZ)  # diod refuses to fill a message to its last byte
+    while entries := await place.readdir(offset, size):
         names += [entry.name for entry in entries if entry.name not in (b".", b"..")]
         offset = entries[-1].offset
     return sorted(names)
@@ -69,7 +70,7 @@ async def list_names(tree: Tree, path: bytes, long: bool, itself: bool, prefixed
             shown = [(path or b"/", *await _attributes(place, None))]
         else:
             async with clunked(await place.walk_open((), m.O_RDONLY | m.O_DIRECTORY)) as directory:
-                names = await _entries(directory)
+                names = await _entries(tree, directory)
             above = path if prefixed else b""
             if not long:
                 _emit(b"".join(listing.shown_name(_listed(name, above)) + b"\n" for name in names))
