@@ -41,11 +41,11 @@ class User(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that the child needs. `tree_fd` is what the tree is mounted from: a socket for v9fs, /dev/fuse for FUSE."""
+    """All that the child needs. `options` is mount(2)'s data for the tree, which names an open descriptor."""
 
     request: contract.Request
     backend: mount.Backend | None
-    tree_fd: int
+    options: bytes
     user: User | None
     is_terminal: bool
     stdio: tuple[int, int, int]
@@ -158,10 +158,9 @@ def _mount_all(plan: Plan, backend: mount.Backend) -> None:
             if not path.startswith(b"/tmp/"):
                 _report(plan, REPORT_MADE + path)
     mount.mount(b"/", b"/tmp/local", b"none", mount.MS_BIND | mount.MS_REC)
-    user = plan.user.name.encode() if plan.user else b"root"
     try:
         flags = mount.MS_NODEV | mount.MS_NOSUID
-        mount.mount(b"cpu", namespace.CLIENT_TREE, backend.fstype, flags, backend.options(plan.tree_fd, user))
+        mount.mount(b"cpu", namespace.CLIENT_TREE, backend.fstype, flags, plan.options)
     except OSError as error:
         needed = f"the board's kernel needs {backend.kernel_option}" if error.errno == errno.ENODEV else ""
         _fail(f"mount the client's files with {backend.name}: {reason(error)}", needed)

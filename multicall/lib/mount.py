@@ -6,7 +6,7 @@ on the tree that it mounts: never call it from the thread that serves that tree.
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from multicall.lib import namespace
@@ -28,9 +28,6 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 # linux/prctl.h
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
-MSIZE = (512 << 10) + 24
-"""What the kernel's client is asked to use: 512 KiB of payload and IOHDRSZ: no power of two needs two messages."""
 
 OPTIONS: dict[bytes, tuple[int, int]] = {
     # name: flags to set, flags to clear. mount(8), "Filesystem-independent mount options".
@@ -158,30 +155,16 @@ def make_mount_point(target: bytes, source: bytes) -> list[bytes]:
 
 
 class Backend(NamedTuple):
-    """A way to mount the client's tree. `options(fd)` is mount(2)'s data for an open descriptor of it."""
+    """A way to mount the client's tree: its name for people, its file system type, what the kernel needs for it."""
 
     name: str
     fstype: bytes
-    options: Callable[[int, bytes], bytes]
     kernel_option: str
 
 
-def _v9fs_options(fd: int, user: bytes) -> bytes:
-    # cache=mmap: none refuses shared writable mappings (sqlite, some linkers), loose has no coherence at all.
-    return b"version=9p2000.L,trans=fd,rfdno=%d,wfdno=%d,uname=%s,aname=,msize=%d,cache=mmap" % (fd, fd, user, MSIZE)
-
-
-def _fuse_options(fd: int, user: bytes) -> bytes:
-    return b"fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other,default_permissions" % (
-        fd,
-        os.geteuid(),
-        os.getegid(),
-    )
-
-
 BACKENDS: dict[str, Backend] = {
-    "9p": Backend("9p", b"9p", _v9fs_options, "CONFIG_9P_FS and CONFIG_NET_9P_FD"),
-    "fuse": Backend("fuse", b"fuse.cpu", _fuse_options, "CONFIG_FUSE_FS"),
+    "9p": Backend("9p", b"9p", "CONFIG_9P_FS and CONFIG_NET_9P_FD"),
+    "fuse": Backend("fuse", b"fuse.cpu", "CONFIG_FUSE_FS"),
 }
 
 

@@ -39,7 +39,8 @@ class Channel(Output, Protocol):
 class Session:
     """One command. `run` is its life; the other methods tell it what comes from the client, in any order, at any time.
 
-    `stream` is the client's 9P, None for a command without mounts. `made` is told each mount point that had to be made
+    `stream` is the client's 9P, None for a command without mounts; `in_order` says that its server is ours, which
+    answers requests of a fid in the order they came. `made` is told each mount point that had to be made
     on the board's own root, where others may use it too: when to remove it is not the session's to know.
     """
 
@@ -50,6 +51,7 @@ class Session:
         reaper: Reaper,
         *,
         stream: Stream | None = None,
+        in_order: bool = False,
         user: launch.User | None = None,
         made: Callable[[bytes], None] = lambda path: None,
     ) -> None:
@@ -57,6 +59,7 @@ class Session:
         self._channel = channel
         self._reaper = reaper
         self._stream = stream
+        self._in_order = in_order
         self._user = user
         self._made = made
         self._stdio: Stdio | None = None
@@ -131,7 +134,8 @@ class Session:
             mountable = None
             if self._stream:
                 stack.callback(self._stream.close)
-                mountable = tree.make(self._request.mount, self._stream)
+                uname = self._user.name.encode() if self._user else b"root"
+                mountable = tree.make(self._request.mount, self._stream, uname, in_order=self._in_order)
                 stack.callback(mountable.close)
             self._stdio = stdio = Stdio(self._request.terminal, self._channel)
             stack.callback(stdio.close)
@@ -164,7 +168,7 @@ class Session:
         plan = launch.Plan(
             request=self._request,
             backend=mountable.backend if mountable else None,
-            tree_fd=mountable.fd if mountable else -1,
+            options=mountable.options if mountable else b"",
             user=self._user,
             is_terminal=stdio.master is not None,
             stdio=stdio.child,

@@ -428,7 +428,7 @@ class _SessionChannel(asyncssh.SSHServerSession[bytes]):
 
     async def _with_tree(self, request: contract.Request) -> None:
         stream = await self._connection.take_tree(request.ninep, request.timeout_s) if request.ninep else None
-        self._start(request, stream)
+        self._start(request, stream, in_order=True)
 
     async def _with_forward(self, request: contract.Request, port: int, nonce: bytes) -> None:
         self._start(request, await self._connection.dial_tree(port, nonce))
@@ -444,7 +444,7 @@ class _SessionChannel(asyncssh.SSHServerSession[bytes]):
 
         self._starting = asyncio.ensure_future(guarded())
 
-    def _start(self, request: contract.Request, stream: Stream | None) -> None:
+    def _start(self, request: contract.Request, stream: Stream | None, *, in_order: bool = False) -> None:
         if request.mount == "auto":
             request = request._replace(mount=self._connection.default_mount)
         session = Session(
@@ -452,6 +452,7 @@ class _SessionChannel(asyncssh.SSHServerSession[bytes]):
             self,
             self._connection.reaper,
             stream=stream,
+            in_order=in_order,
             user=self._connection.user,
             made=self._connection.made,
         )

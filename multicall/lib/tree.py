@@ -5,10 +5,9 @@ by our 9P client. Both are made before the fork, mounted by the child in its own
 """
 
 import asyncio
-import contextlib
 import os
 import socket
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from multicall.lib import mount
 from multicall.lib.log import Problem
@@ -16,6 +15,9 @@ from ninep.client import Client
 from ninep.stream import Stream
 
 RELAY_BYTES = 256 << 10
+
+MSIZE = (512 << 10) + 24
+"""The largest 9P message: 512 KiB of payload and IOHDRSZ, so that no power of two needs two messages."""
 
 _LACKS = {
     "9p": ("no 9p", "its kernel needs CONFIG_9P_FS and CONFIG_NET_9P_FD (modules 9p, 9pnet_fd); --mount fuse may work"),
@@ -28,13 +30,16 @@ _LACKS = {
 
 
 class Tree(Protocol):
-    """A mountable tree. The child uses `backend` and `fd`; the parent calls the methods, in this order."""
+    """A mountable tree. The child uses `backend` and `options`; the parent calls the methods, in this order.
+
+    `options` is mount(2)'s data; it names a descriptor that the child inherits.
+    """
 
     backend: mount.Backend
-    fd: int
+    options: bytes
 
     def forked(self) -> None:
-        """The child has its copy of `fd`: close what is only its."""
+        """The child has its copy of the descriptor: close what is only its."""
 
     async def serve(self, mounted: "asyncio.Future[None]") -> None:
         """Answer until the mount or the client is gone. `mounted` is done when mount(2) has returned in the child."""
@@ -43,23 +48,33 @@ class Tree(Protocol):
         """Let go of everything. The mount, if it is still there, answers with errors from here on."""
 
 
-def make(wanted: str, stream: Stream) -> Tree:
-    """Choose how to mount and prepare it. Raises Problem when this board cannot."""
+def make(wanted: str, stream: Stream, uname: bytes, *, in_order: bool) -> Tree:
+    """Choose how to mount and prepare it. Raises Problem when this board cannot.
+
+    `uname` is whom the 9P server is told of. `in_order` allows what only a server of ours promises (Client.connect).
+    """
     backend = mount.choose(wanted)
     if backend is None:
         lacks, hint = _LACKS[wanted]
         raise Problem(f"mount the client's files: this board has {lacks}", hint)
-    return KernelTree(backend, stream) if backend.name == "9p" else FuseTree(backend, stream)
+    return KernelTree(backend, stream, uname) if backend.name == "9p" else FuseTree(backend, stream, uname, in_order)
 
 
 class KernelTree:
     """v9fs: the kernel speaks 9P itself, bytes are carried between its socket and the channel."""
 
-    def __init__(self, backend: mount.Backend, stream: Stream) -> None:
+    def __init__(self, backend: mount.Backend, stream: Stream, uname: bytes) -> None:
         self.backend = backend
         self._stream = stream
         self._ours, self._kernels = socket.socketpair()
-        self.fd = self._kernels.fileno()
+        fd = self._kernels.fileno()
+        # cache=mmap: none refuses shared writable mappings (sqlite, some linkers), loose has no coherence at all.
+        self.options = b"version=9p2000.L,trans=fd,rfdno=%d,wfdno=%d,uname=%s,msize=%d,cache=mmap" % (
+            fd,
+            fd,
+            uname,
+            MSIZE,
+        )
 
     def forked(self) -> None:
         """See Tree."""
@@ -90,10 +105,21 @@ class KernelTree:
 class FuseTree:
     """FUSE: the child mounts an open /dev/fuse, this process answers on it with our 9P client."""
 
-    def __init__(self, backend: mount.Backend, stream: Stream) -> None:
+    _is_taken: ClassVar[bool] = False
+    """Whether this process serves one: pyfuse3 keeps its session in globals."""
+
+    def __init__(self, backend: mount.Backend, stream: Stream, uname: bytes, in_order: bool) -> None:
+        from ninep import fuse
+
+        if FuseTree._is_taken:
+            raise Problem("mount the client's files: this connection has a FUSE mount already", "connect once more")
         self.backend = backend
         self._stream = stream
-        self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        self._uname = uname
+        self._in_order = in_order
+        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        self.options = fuse.mount_options(self._fd)
+        FuseTree._is_taken = True
 
     def forked(self) -> None:
         """See Tree. The descriptor is the parent's to serve."""
@@ -102,18 +128,20 @@ class FuseTree:
         """See Tree. The kernel refuses reads of /dev/fuse before mount(2), and wants them at once after it."""
         from ninep import fuse
 
-        client = await Client.connect(self._stream, msize=mount.MSIZE)
+        client = await Client.connect(self._stream, msize=MSIZE, in_order=self._in_order)
         try:
-            root = await client.attach()
+            root = await client.attach(uname=self._uname)
             await mounted
-            await fuse.serve(root, self.fd)
+            await fuse.serve(root, self._fd)
         finally:
             await client.close()
 
     def close(self) -> None:
         """See Tree."""
-        with contextlib.suppress(OSError):
-            os.close(self.fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            FuseTree._is_taken = False
+            os.close(fd)
         self._stream.close()
 
 
