@@ -144,7 +144,7 @@ def test_a_peer_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = dialstring.parse(f"tcp!127.0.0.1!{listener.getsockname()[1]}")
-        with pytest.raises(Problem, match="agree on 9P2000.L with .*: no answer for 0.2 s"):
+        with pytest.raises(Problem, match=r"agree on 9P2000\.L with .*: no answer for 0\.2 s"):
             asyncio.run(attach.Tree.attach(address, attach.Options()))
 
 

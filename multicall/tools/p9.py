@@ -94,7 +94,7 @@ def _prepare(ctx: click.Context, ends_by_signal: bool = True) -> None:
     handler.setFormatter(logging.Formatter("9p: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    debug = _wanted(ctx, "debug")
+    debug = _wanted(ctx, "debug") or _wanted(ctx, "debug_too")
     root.setLevel(logging.DEBUG if debug else logging.INFO if _wanted(ctx, "verbose") else logging.WARNING)
     if not debug:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -132,6 +132,7 @@ def _each(
     context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False},
 )
 @_attaching
+@click.option("-d", "debug_too", is_flag=True, help="as --debug, before a verb")
 def command(**_: Any) -> None:
     """Serve a directory by 9P2000.L, mount one that is served, or read and write its files.
 
@@ -318,4 +319,4 @@ def mount(ctx: click.Context, /, allow_other: bool, address: Address, mountpoint
 
 def main(argv: list[str]) -> int:
     """Run 9p. argv[0] is the name it was called by."""
-    return report(argv[0], lambda: flags.run(command, argv) or 0, debug="--debug" in argv)
+    return report(argv[0], lambda: flags.run(command, argv) or 0, debug="--debug" in argv or argv[1:2] == ["-d"])
