@@ -170,7 +170,7 @@ def test_what_is_built_is_not_packed_again(made: demo.Made, tmp_path: Path) -> N
     assert said == ["nothing has changed"]
     # Without a host key here, cpud makes one; a key is a reason to pack again; so is a file that is not whole.
     out = image.archive_path(board, tmp_path)
-    assert b"etc/cpud/host_key" not in compress.unpack(out.read_bytes())
+    assert made.host_key.read_bytes() not in compress.unpack(out.read_bytes())
     build(authorized_keys=["ssh-ed25519 AAAA me"], extra=[cpio.file(b"etc/motd", b"hello")])
     assert b"ssh-ed25519 AAAA me\n" in compress.unpack(out.read_bytes())
     assert b"hello" in compress.unpack(out.read_bytes())
