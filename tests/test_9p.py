@@ -299,7 +299,7 @@ def test_standard_output_that_is_gone(export: Path) -> None:
 # Serving
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_serve_ends_cleanly(export: Path, number: int) -> None:
     path = export.parent / "sock"
     with serving(export, address=f"unix!{path}") as server:
@@ -398,6 +398,8 @@ def test_others_can_reach_it_is_said(export: Path) -> None:
     for address in ("tcp!127.0.0.1!0", "tcp!localhost!0", f"unix!{export.parent}/sock"):
         with serving(export, address=address) as server:
             assert "WARNING" not in server.text()
+            ports = re.findall(r"listening on tcp!\S+!(\d+)", server.text())
+            assert len(set(ports)) <= 1  # of a host with several addresses, the same on each
 
 
 # Mounting

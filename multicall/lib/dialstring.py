@@ -119,10 +119,9 @@ def _listen_tcp(address: Address) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     failure: OSError | None = None
     for family, _, _, _, where in found:
+        port = int(where[1]) or (listeners[0].getsockname()[1] if listeners else 0)
         try:
-            listeners.append(
-                socket.create_server((str(where[0]), int(where[1])), family=family, backlog=transport.BACKLOG)
-            )
+            listeners.append(socket.create_server((str(where[0]), port), family=family, backlog=transport.BACKLOG))
         except OSError as error:
             if error.errno not in ABSENT:
                 for listener in listeners:

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import stat
-import sys
 from collections.abc import Iterator
 
 from multicall.lib import listing
@@ -129,7 +128,8 @@ def _input(size: int, lines: bool) -> Iterator[bytes]:
     """Standard input, in blocks as they come or line by line."""
     try:
         if lines:
-            yield from sys.stdin.buffer
+            with open(0, "rb", closefd=False) as file:
+                yield from file
         else:
             while block := os.read(0, size):
                 yield block

@@ -22,12 +22,18 @@ Serve = Callable[[socket.socket, int], Awaitable[None]]
 """Serve one connection, which is the callee's to close; the number tells connections apart."""
 
 
+def on_end(loop: asyncio.AbstractEventLoop, end: Callable[[], object]) -> None:
+    """Have `end` called for INT and TERM, and for HUP unless that is ignored (nohup)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, end)
+
+
 async def run(listeners: Sequence[socket.socket], serve: Serve) -> None:
-    """Accept on all listeners, which stay the caller's, until INT or TERM. Connections under way are then ended."""
+    """Accept on all listeners, which stay the caller's, until INT, TERM or HUP; then end what is under way."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    on_end(loop, stop.set)
     connections: set[asyncio.Task[None]] = set()
     count = 0
 

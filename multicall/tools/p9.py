@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from multicall.lib import attach, dialstring, flags, listing, ninepfile
+from multicall.lib import attach, dialstring, flags, listing, ninepfile, ninepserve
 from multicall.lib.attach import Tree
 from multicall.lib.dialstring import Address
 from multicall.lib.front import open_standard
@@ -219,7 +219,6 @@ def serve(ctx: click.Context, /, root: str, read_only: bool, address: Address, *
     There is no authentication: all that is done is done as this process's user. A unix socket is made for that user
     alone; on tcp!127.0.0.1 every user of this machine can dial.
     """
-    from multicall.lib import ninepserve
     from multicall.lib.readonly import ReadOnly
     from ninep import localfs, server
     from ninep.stream import of_socket
@@ -271,6 +270,7 @@ def mount(ctx: click.Context, /, allow_other: bool, address: Address, mountpoint
     """Mount a tree on DIR by FUSE, until it is unmounted (fusermount3 -u DIR), or this is interrupted.
 
     When the server goes, every access fails with EIO, and DIR stays a mount: no program then writes into what is below.
+    Never inside the very tree that is served: whoever meets it there waits for himself.
     """
     _prepare(ctx, ends_by_signal=False)
     operation = f"mount {address} {mountpoint}"
@@ -295,8 +295,12 @@ def mount(ctx: click.Context, /, allow_other: bool, address: Address, mountpoint
                 allow_other=allow_other,
             )
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, mounting.cancel)
+
+        def end() -> None:
+            if not mounting.cancelling():  # a second time would stop the unmounting
+                mounting.cancel()
+
+        ninepserve.on_end(loop, end)
 
         def lost(_: object) -> None:
             say(f"9p: {operation}: {tree.client.reason}\nhint: umount {mountpoint} ends it; until then all is EIO\n")
