@@ -6,6 +6,7 @@ v9fs, which is tested in the QEMU board; dtop and diodload want diod's own "ctl"
 
 import asyncio
 import contextlib
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from initramfs import profile
 from multicall import applets
 from multicall.lib import attach, dialstring
 from multicall.lib.log import Problem
+from multicall.lib.readonly import ReadOnly
+from ninep.file import File
 from rig import PROGRAM, TOP, free_port, wait_until
 
 WATCHDOG_S = 60.0
@@ -386,6 +389,11 @@ def test_read_only(export: Path) -> None:
             done = run(words[0], at, words[1], data=b"x", status=1)
             assert done.stderr.decode() == f"9p: {words[0]} {at} {words[1]}: Read-only file system\n"
     assert (export / "f").read_bytes() == b"hello\n" and not (export / "new").exists()
+
+
+def test_read_only_knows_every_method() -> None:
+    methods = {name for name, value in vars(File).items() if inspect.iscoroutinefunction(value)}
+    assert len(methods) > 20 and methods <= set(vars(ReadOnly))
 
 
 def test_others_can_reach_it_is_said(export: Path) -> None:
