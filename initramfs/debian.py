@@ -171,7 +171,8 @@ class Archive:
         path = os.path.join(self._top, "apt.conf")
         with open(path, "w", encoding="utf-8") as file:
             # The machine's own apt.conf.d has been read before: its proxies stay, its hooks (they clean the machine's
-            # caches) go. A root that downloads into a folder of a user can't become apt's own user for it.
+            # caches) go. A root that downloads into a folder of a user can't become apt's own user for it. Without
+            # the error mode an unreachable mirror is a warning, and then every package is unknown.
             file.write(f"""\
 #clear APT::Architectures;
 #clear APT::Update::Pre-Invoke;
@@ -180,6 +181,11 @@ class Archive:
 APT::Architecture "{self.architecture}";
 APT::Architectures {{ "{self.architecture}"; }};
 APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Dir::Etc "{self._top}/etc";
