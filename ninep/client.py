@@ -155,6 +155,7 @@ class Client:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Message] = loop.create_future()
         if self.reason is not None:
+            self._free(tag, made)
             future.set_exception(OSError(errno.ENOTCONN, f"9P connection: {self.reason}"))
             return future
         start = len(self.parts)

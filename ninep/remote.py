@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ninep import message as m
-from ninep.codec import HEADER_SIZE, ProtocolError, decode_entries
+from ninep.codec import ProtocolError, decode_entries
 from ninep.file import File, check_name
 from ninep.message import IOHDRSZ, Entry, Message, Qid, Request, Rgetattr, Rgetlock, Rstatfs
 
@@ -176,7 +176,7 @@ class RemoteFile(File):
         return done
 
     async def readdir(self, offset: int, count: int) -> list[Entry]:
-        answer = await self.client.rpc(m.Treaddir(self.fid, offset, min(count, self.client.msize - HEADER_SIZE - 4)))
+        answer = await self.client.rpc(m.Treaddir(self.fid, offset, min(count, self.client.msize - IOHDRSZ)))
         try:
             entries = decode_entries(answer.data)
         except ProtocolError as error:

@@ -354,7 +354,8 @@ class _Connection:
         return m.Rversion(msize, m.VERSION)
 
     async def auth(self, r: m.Tauth) -> Message:
-        raise OSError(errno.EOPNOTSUPP, "no authentication here: the transport has done it")
+        # diod's clients take ENOENT alone for "none needed"; the kernel's does not ask.
+        raise OSError(errno.ENOENT, "no authentication here: the transport has done it")
 
     async def attach(self, r: m.Tattach) -> Message:
         self.check_new(r.fid)

@@ -644,7 +644,6 @@ def test_diod_mounted_and_killed(export: Path) -> None:
 
 @needs_diod
 @pytest.mark.interop
-@pytest.mark.xfail(reason="diod's clients take no answer but ENOENT for 'no authentication'; ninep.server says ENOTSUP")
 @pytest.mark.parametrize("network", ["tcp", "unix"])
 def test_we_serve_diods_clients(export: Path, network: str) -> None:
     """diodls and diodcat. diodls -l also walks to "." (EINVAL from us: no protocol text has that name)."""

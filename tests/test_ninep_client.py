@@ -454,3 +454,22 @@ def test_diod(check: conformance.Check, tmp_path: Path) -> None:
             await check(root)
 
     asyncio.run(run())
+
+
+def test_a_connection_that_is_over_keeps_no_tags() -> None:
+    async def story() -> None:
+        ours, theirs = socket.socketpair()
+        serving = asyncio.create_task(serve(of_socket(theirs), LocalFile.root(b"/")))
+        client = await Client.connect(of_socket(ours))
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        numbers = set()
+        for _ in range(70_000):
+            try:
+                await client.rpc(m.Tgetattr(0, m.GETATTR_BASIC))
+            except OSError as error:
+                numbers.add(error.errno)
+        assert numbers == {errno.ENOTCONN}
+        await client.close()
+
+    asyncio.run(story())

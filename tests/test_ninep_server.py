@@ -116,7 +116,7 @@ def test_nothing_before_version(export: LocalFile) -> None:
 
 def test_what_is_not_there(export: LocalFile) -> None:
     async def story(wire: Wire) -> None:
-        await wire.fails(m.Tauth(5, b"", b"", 0), errno.EOPNOTSUPP)
+        await wire.fails(m.Tauth(5, b"", b"", 0), errno.ENOENT)
         await wire.fails(m.Tattach(5, 0, b"", b"", 0), errno.EOPNOTSUPP)
         await wire.fails(m.Rclunk(), errno.EOPNOTSUPP)
         wire.stream.write(bytes.fromhex("07000000 c8 0100"))
