@@ -76,7 +76,11 @@ from multicall.__main__ import main
 sys.exit(main())
 """
 """What every command's name on a board leads to; multicall.__main__ looks at the name. -I -S: no site, nothing of the
-environment, so that it starts the same as process 1, in a session and by hand, and early."""
+environment, so that it starts the same as process 1, in a session and by hand, and early.
+
+Not the other way there was, a shiv archive without contents over the same tree: measured on two shared cores, warm,
+`poweroff --help` takes 56 ms by this script and 129 ms by that, 8 ms of each the bare interpreter; in an emulated board
+several times that. It would also bring back zipfile and what else its bootstrap imports."""
 
 
 class Item(NamedTuple):

@@ -116,7 +116,10 @@ def _host_key(board: Profile, build_dir: Path) -> bytes | None:
 def archive(items: Iterable[files.Item]) -> bytes:
     """Return the newc archive of an image, not packed. Its time is SOURCE_DATE_EPOCH or 1970. Raises Problem."""
     out = io.BytesIO()
-    mtime = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "0")
+    if not epoch.isdecimal() or int(epoch) > 0xFFFFFFFF:
+        raise Problem(f"SOURCE_DATE_EPOCH={epoch}: must be seconds since 1970")
+    mtime = int(epoch)
     cpio.write(cpio.with_parents(item.entry for item in items), out, mtime=mtime)
     return out.getvalue()
 
