@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(900)]
 # What a mount cannot do whatever our server does, with the reason.
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "9p": {
-        "times_are_kept_to_the_nanosecond": "Linux 6.1's v9fs gives its superblock no s_time_gran: whole seconds go out",
+        "times_are_kept_to_the_nanosecond": "Linux 6.1's v9fs sends whole seconds",
     },
     "fuse": {},
 }
