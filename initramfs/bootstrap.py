@@ -44,6 +44,10 @@ PACKAGES: tuple[Package, ...] = (
     Package("procps", "ps in the tests"),
     Package("git", "a real program on the mount, in the tests"),
     Package("tar", "a real program on the mount, in the tests"),
+    Package("sqlite3", "a real program on the mount, in the tests: byte-range locks and shared mappings"),
+    Package("make", "a real program on the mount, in the tests"),
+    Package("rsync", "a real program on the mount, in the tests: hard links, ACLs, attributes"),
+    Package("fio", "a real program on the mount, in the tests: random reads and writes that are verified"),
 )
 
 

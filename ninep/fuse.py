@@ -351,13 +351,14 @@ class _Operations(_pyfuse3.Operations):
 
     @_guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file = self.handles[fh].file
-        done = await file.write(off, buf)
+        handle = self.handles[fh]
+        done = await handle.file.write(off, buf)
         while done < len(buf):
-            count = await file.write(off + done, memoryview(buf)[done:])
+            count = await handle.file.write(off + done, memoryview(buf)[done:])
             if not count:
                 break
             done += count
+        handle.node.size = max(handle.node.size, off + done)  # the kernel may open it again without having asked
         return done
 
     @_guarded

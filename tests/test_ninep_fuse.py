@@ -76,7 +76,12 @@ def mount(fd: int, mountpoint: Path, flags: int = 0) -> None:
 
 @contextmanager
 def mounted(
-    export: Path, mountpoint: Path, files_max: int = 4096, serve_first: bool = True, user: int | None = None
+    export: Path,
+    mountpoint: Path,
+    files_max: int = 4096,
+    serve_first: bool = True,
+    user: int | None = None,
+    watchdog_s: float = WATCHDOG_S,
 ) -> Iterator[Path]:
     """export at mountpoint, as a session does it: one process serves the descriptor, another mounts it."""
     fd = os.open("/dev/fuse", os.O_RDWR)
@@ -86,7 +91,7 @@ def mounted(
         stdout=subprocess.PIPE,
         cwd=REPOSITORY,
     )
-    watchdog = threading.Timer(WATCHDOG_S, server.kill)
+    watchdog = threading.Timer(watchdog_s, server.kill)
     watchdog.start()
     try:
         assert server.stdout is not None
