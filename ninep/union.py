@@ -7,6 +7,7 @@ writing is that layer's own error (EROFS). As overlayfs does it (Linux Documenta
   change; with its parents, mode, times, extended attributes and, where this process may, owner. Opening it for reading
   copies nothing. Whoever has it open meanwhile reads the copy from then on. Its qid stays, and so do those of its
   other names: they are names of the copy.
+  In its link count they are not, and what is left of them when the Union goes is the original.
 - A name of a lower layer that is removed is whited out: hidden, in the memory of this Union. The layers below are never
   changed, so with the next Union it is there again. Made anew, a directory does not show what was below.
 - Renaming a directory that is not in the first layer alone is EXDEV: what mv(1) then does is right.
@@ -322,11 +323,13 @@ async def _copy_attributes(lower: File, copy: File, attributes: Rgetattr) -> Non
         if error.errno not in OPTIONAL:
             raise
         names = []
+    mode = attributes.mode & 0o7777
     try:
         await copy.setattr(m.SETATTR_UID | m.SETATTR_GID, uid=attributes.uid, gid=attributes.gid)
     except OSError as error:
         if error.errno not in OPTIONAL:
             raise
+        mode &= 0o1777  # whose rights it would lend are others'
     for name in names:  # after the owner, whose change clears capabilities
         try:
             await copy.setxattr(name, await lower.getxattr(name), 0)
@@ -334,7 +337,7 @@ async def _copy_attributes(lower: File, copy: File, attributes: Rgetattr) -> Non
             if error.errno not in OPTIONAL:
                 raise
     if not stat.S_ISLNK(attributes.mode):
-        await copy.setattr(m.SETATTR_MODE, mode=attributes.mode & 0o7777)
+        await copy.setattr(m.SETATTR_MODE, mode=mode)
     times = m.SETATTR_ATIME | m.SETATTR_ATIME_SET | m.SETATTR_MTIME | m.SETATTR_MTIME_SET
     await copy.setattr(
         times,

@@ -283,10 +283,8 @@ async def directories(root: File) -> None:
     assert found[b"."].qid.path == root.qid.path
     many = await at(root, b"many")
     listing = await entries(many, 700)
-    assert [e.name for e in listing if e.name.startswith(b"f")].__len__() == 1000
+    assert len(listing) == 1002
     assert {e.name for e in listing} == {b".", b"..", *MANY}
-    dots = {e.name: e.qid.path for e in listing}
-    assert (dots[b"."], dots[b".."]) == (many.qid.path, root.qid.path)
     directory = await at(many)
     await directory.open(m.O_RDONLY | m.O_DIRECTORY)
     with fails(errno.EINVAL):
@@ -306,6 +304,8 @@ async def directories(root: File) -> None:
 @check
 async def qids_tell_files_apart(root: File) -> None:
     many = await at(root, b"many")
+    dots = {e.name: e.qid.path for e in await entries(many)}
+    assert (dots[b"."], dots[b".."]) == (many.qid.path, root.qid.path)
     paths = {e.qid.path for e in await entries(many)} | {e.qid.path for e in await entries(root)}
     assert len(paths) == len(MANY) + len(TOP) + 1  # ".." of root and many is the root
     await many.clunk()

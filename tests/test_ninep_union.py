@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
+import shutil
 import socket
 import stat
 import tempfile
@@ -409,6 +411,45 @@ def test_copies_keep_what_the_original_had(tmp_path: Path) -> None:
         await root.clunk()
 
     run(one())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_copies_of_somebody_without_rights() -> None:
+    """The copy is the user's own, and lends nobody's rights. In a child, which has all its modules already."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    os.chown(folder, 12345, 12345)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(12345, 12345, 12345)
+            os.setresuid(12345, 12345, 12345)
+            ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: /proc/self is root's otherwise
+            asyncio.run(_copies_without_rights(folder))
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as failures:
+        text = failures.read()
+    os.waitpid(child, 0)
+    shutil.rmtree(folder)
+    assert text == ""
+
+
+async def _copies_without_rights(folder: Path) -> None:
+    root = Union([local(folder / "top"), packed(folder, [Row(b"s", F | 0o6755, b"x"), Row(b"r", F | 0o444, b"y")])])
+    for name, mode in ((b"s", 0o755), (b"r", 0o444)):
+        f = await at(root, name)
+        await f.setattr(m.SETATTR_MTIME | m.SETATTR_MTIME_SET, mtime_ns=1)
+        st = os.stat(os.fsencode(folder / "top") + b"/" + name)
+        assert (st.st_uid, stat.S_IMODE(st.st_mode)) == (12345, mode)
+        if name == b"r":
+            with fails(errno.EACCES):
+                await f.open(m.O_WRONLY | m.O_TRUNC)
+            assert await content(root, name) == b"y"
 
 
 def test_a_failed_copy_leaves_nothing(tmp_path: Path) -> None:
