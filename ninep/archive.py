@@ -292,9 +292,9 @@ def open_archive(path: bytes | str) -> ArchiveFile:
     what is wrong with it and where; OSError when it cannot be opened or, compressed, unpacked. The archive must not
     change while it is served.
     """
-    source = Source(path)
     tree = _Tree()
     try:
+        source = Source(path)
         _load(source, tree)
     except ArchiveError as error:
         error.filename = path

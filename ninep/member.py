@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -55,7 +56,10 @@ class Source:
 
     def __init__(self, path: bytes | str) -> None:
         self.fd = self.unpacked = -1
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
+        kind = stat.S_IFMT(os.fstat(self.fd).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFBLK):
+            raise ArchiveError("neither a file nor a block device")
         self.size = os.lseek(self.fd, 0, os.SEEK_END)  # a block device has one, too
 
     def __del__(self) -> None:

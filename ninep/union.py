@@ -26,6 +26,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ninep import message as m
@@ -250,7 +251,8 @@ class _Place:
                 # Found anew: File.renameat does not tell a File of the old name about its new one.
                 _, moved = await directory.walk((self.name,))
             except BaseException:
-                await directory.unlinkat(name, m.AT_REMOVEDIR if self.kind & m.QTDIR else 0)
+                with suppress(OSError):  # what went wrong before is what to say
+                    await directory.unlinkat(name, m.AT_REMOVEDIR if self.kind & m.QTDIR else 0)
                 raise
             finally:
                 await copy.clunk()

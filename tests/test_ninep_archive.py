@@ -419,6 +419,15 @@ def test_hostile(what: str, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(a.ArchiveError, match="neither a file nor"):
+            a.open_archive(str(path))
+    with pytest.raises(FileNotFoundError):
+        a.open_archive(os.fsencode(tmp_path / "nope"))
+
+
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "UNPACKED_MAX", 1 << 20)
     with pytest.raises(a.ArchiveError, match="unpacks to more"):
