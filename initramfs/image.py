@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from initramfs import compress, cpio, debian, files, kernel, python, report, wheel
+from initramfs import compress, cpio, debian, epoch, files, kernel, python, report, wheel
 from initramfs.closure import Origin
 from initramfs.lock import locked
 from initramfs.problem import Problem, reason
@@ -31,6 +31,8 @@ EFFORT = 6
 SHARE_EFFORT = 2
 """A component's share is estimated by packing it alone, quickly: the ratios are the same to a few percent."""
 LARGEST = 10
+ELSEWHERE = ("bootstrap.py", "demo.py", "payload.py", "qemu.py")
+"""What of the builder has no part in an image: a change there is no reason to make one again."""
 
 
 class Plan(NamedTuple):
@@ -116,11 +118,7 @@ def _host_key(board: Profile, build_dir: Path) -> bytes | None:
 def archive(items: Iterable[files.Item]) -> bytes:
     """Return the newc archive of an image, not packed. Its time is SOURCE_DATE_EPOCH or 1970. Raises Problem."""
     out = io.BytesIO()
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "0")
-    if not epoch.isdecimal() or int(epoch) > 0xFFFFFFFF:
-        raise Problem(f"SOURCE_DATE_EPOCH={epoch}: must be seconds since 1970")
-    mtime = int(epoch)
-    cpio.write(cpio.with_parents(item.entry for item in items), out, mtime=mtime)
+    cpio.write(cpio.with_parents(item.entry for item in items), out, mtime=epoch.get(0))
     return out.getvalue()
 
 
@@ -165,6 +163,13 @@ def _build(
     raw = archive(items.values())
     manifest = _manifest(board, planned, hashlib.sha256(raw).hexdigest())
     manifest |= {"sources": sources, "packages": _packages(board, build_dir)}
+    known = _read_made(folder, out, {key: manifest[key] for key in ("archive_sha256", "compressor", "budget")})
+    if known is not None:
+        # Something changed that is not in the image, such as a command that only clients have.
+        progress("nothing in the image has changed")
+        manifest["initramfs"] = json.loads((folder / "manifest.json").read_text())["initramfs"]
+        _write(folder / "manifest.json", _json(manifest))
+        return known
     progress(f"packing {len(raw) / 1e6:.1f} MB with {board.compressor}")
     compressor = compress.get(board.compressor)
     packed = compressor.pack(raw, board.architecture, EFFORT)
@@ -174,8 +179,12 @@ def _build(
     _copy(planned.kernel.vmlinuz, kernel_path(board, build_dir))
     _write(folder / "report.json", made.json().encode())
     manifest["initramfs"] = {"file": out.name, "sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}
-    _write(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    _write(folder / "manifest.json", _json(manifest))
     return made
+
+
+def _json(table: dict[str, Any]) -> bytes:
+    return (json.dumps(table, indent=1) + "\n").encode()
 
 
 def _manifest(board: Profile, planned: Plan, digest: str) -> dict[str, Any]:
@@ -200,8 +209,9 @@ def _packages(board: Profile, build_dir: Path) -> str:
 
 def _sources(board: Profile, build_dir: Path, more: Iterable[str]) -> str:
     """A digest of all else that decides an image: our sources, the locks, the profile, the keys, the environment."""
-    digest = hashlib.sha256(f"{board} {EFFORT} {os.environ.get('SOURCE_DATE_EPOCH')} {sys.version}".encode())
+    digest = hashlib.sha256(f"{board} {EFFORT} {epoch.get(0)} {sys.version}".encode())
     paths = [path for name in (*OWN_PACKAGES, "initramfs") for path in sorted((TOP / name).rglob("*.py"))]
+    paths = [path for path in paths if path.name not in ELSEWHERE]
     paths += [LOCK / "target.toml", LOCK / "payload.txt", build_dir / board.name / "host_key"]
     for path in paths:
         content = path.read_bytes() if path.exists() else b""

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from initramfs import elf, wheel
+from initramfs import elf, epoch, wheel
 from initramfs.problem import Problem, reason
 from multicall import applets
 
@@ -27,8 +27,8 @@ TOP = Path(__file__).resolve().parent.parent
 LOCK = TOP / "configs" / "lock" / "payload.txt"
 OWN_PACKAGES = ("multicall", "ninep")
 ENTRY_POINT = "multicall.__main__:main"
-EPOCH = "315532800"
-"""The first second a zip can say: 1980-01-01; SOURCE_DATE_EPOCH overrides it."""
+EPOCH = 315532800
+"""The first second a zip can say: 1980-01-01."""
 KEPT_METADATA = ("METADATA", "entry_points.txt", "LICENSE", "COPYING", "AUTHORS", "NOTICE")
 """What of a .dist-info folder is kept: what programs ask for by importlib.metadata, and the licences."""
 
@@ -84,7 +84,7 @@ def build_zipapp(out: Path) -> Path:
     """
     try:
         gathered = {name: _read(path) for name, path in contents().items()}
-        digest = hashlib.sha256(f"{interpreter()} {os.environ.get('SOURCE_DATE_EPOCH')}".encode())
+        digest = hashlib.sha256(f"{interpreter()} {epoch.get(EPOCH)}".encode())
         for name, content in gathered.items():
             digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
         stamp = out.with_name(f".{out.name}.json")
@@ -123,7 +123,7 @@ def _pack(gathered: dict[str, bytes], out: Path) -> None:
         made = Path(folder, out.name)
         command = [sys.executable, "-m", "shiv", "--site-packages", str(site), "--entry-point", ENTRY_POINT]
         command += ["--python", interpreter(), "--reproducible", "--output-file", str(made)]
-        environment = {"SOURCE_DATE_EPOCH": EPOCH, **os.environ}
+        environment = {**os.environ, epoch.VARIABLE: str(max(EPOCH, epoch.get(EPOCH)))}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             raise Problem(f"make {out}: shiv: {(result.stderr or result.stdout).strip()}")

@@ -155,7 +155,7 @@ def test_the_same_bytes_wherever_and_whoever_builds(made: demo.Made, tmp_path: P
     assert result.stdout.strip() == hashlib.sha256(raw).hexdigest()
 
 
-def test_what_is_built_is_not_packed_again(made: demo.Made, tmp_path: Path) -> None:
+def test_what_is_built_is_not_packed_again(made: demo.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").symlink_to(TOP / "build/cache")
     board = dataclasses.replace(made.profile, name="few", applets=("poweroff",), modules=("9p",), compressor="gzip")
     said: list[str] = []
@@ -168,6 +168,10 @@ def test_what_is_built_is_not_packed_again(made: demo.Made, tmp_path: Path) -> N
     assert any(line.startswith("packing") for line in said)
     assert build() == first
     assert said == ["nothing has changed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(image, "_sources", lambda *_: "another source, the same bytes")
+        assert build() == first
+        assert said[-1] == "nothing in the image has changed"
     # Without a host key here, cpud makes one; a key is a reason to pack again; so is a file that is not whole.
     out = image.archive_path(board, tmp_path)
     assert made.host_key.read_bytes() not in compress.unpack(out.read_bytes())
