@@ -43,6 +43,7 @@ FIDS_MAX = 1 << 17  # a kernel keeps a fid for each name it caches: 100,000 of a
 XATTR_FIDS_MAX = 256  # each holds an attribute's value
 XATTR_SIZE_MAX = 65536  # linux/limits.h, for one value and for a list of names
 OUTSTANDING_MAX = 1024  # requests that wait at one time: each is a task
+HELD_MAX = 256 << 20  # bytes of those, their answers' too: OUTSTANDING_MAX of what one read of the stream brings
 READ_SIZE = 256 * 1024  # asked of the stream at once: its buffers are of this order
 FLUSH_SIZE = 512 * 1024  # answers kept before they are written, however many requests one read brought
 OFFSET_MAX = (1 << 63) - 1  # off_t
@@ -135,7 +136,7 @@ async def _in_task(coroutine: Coroutine[Any, Any, Message], waited: Any) -> Mess
     return await _resume(coroutine, waited)
 
 
-async def _after(earlier: list[asyncio.Task[Message]], coroutine: Coroutine[Any, Any, Message]) -> Message:
+async def _after(earlier: Sequence[asyncio.Future[Any]], coroutine: Coroutine[Any, Any, Message]) -> Message:
     try:
         await asyncio.wait(earlier)
     except BaseException:
@@ -156,7 +157,8 @@ class _Connection:
         self.xattr_fids = 0
         self.tasks: dict[int, asyncio.Task[Message]] = {}  # by tag: requests that wait
         self.requests: dict[int, Message] = {}  # the same tags'
-        self.last: dict[int, asyncio.Task[Message]] = {}  # by fid: the newest of them
+        self.held = 0  # bytes: what they keep from being freed, and what they may answer
+        self.last: dict[int, asyncio.Future[None]] = {}  # by fid: done when the newest of them and all before it are
         self.parts: list[bytes | bytearray | memoryview] = []  # answers to be written
         self.size = 0
         self.batching = False
@@ -170,6 +172,7 @@ class _Connection:
                 try:
                     tag, request = decode(frame)
                 except UnknownMessage as error:
+                    self.check_tag(error.tag, str(error))
                     self.reply(error.tag, m.Rlerror(errno.EOPNOTSUPP))
                     continue
                 if self.trace:
@@ -177,7 +180,7 @@ class _Connection:
                 if type(request) is m.Tversion:
                     self.reply(tag, await self.version(request))
                 else:
-                    self.accept(tag, request)
+                    self.accept(tag, request, len(frame))
                 if self.size >= FLUSH_SIZE:
                     self.write()
                     await self.stream.drain()
@@ -187,25 +190,28 @@ class _Connection:
         if self.framer.pending:
             raise ProtocolError("the stream ended inside a frame")
 
-    def accept(self, tag: int, request: Message) -> None:
-        """Answer a request, or start the task that will."""
-        cls = type(request)
+    def check_tag(self, tag: int, what: str) -> None:
         if tag in self.tasks:
             raise ProtocolError(f"tag {tag} is already in use")
         if not self.msize:
-            raise ProtocolError(f"{cls.__name__} before Tversion")
+            raise ProtocolError(f"{what} before Tversion")
+
+    def accept(self, tag: int, request: Message, size: int) -> None:
+        """Answer a request, or start the task that will. size: its frame's, in bytes."""
+        cls = type(request)
+        self.check_tag(tag, cls.__name__)
         if cls is m.Tflush:
             task = self.tasks.get(request.oldtag)  # type: ignore[attr-defined]
             if task is None:
                 self.reply(tag, m.Rflush())
                 return
             if len(self.tasks) >= 2 * OUTSTANDING_MAX:
-                raise ProtocolError("more flushes than requests outstanding")
+                raise ProtocolError(TOO_MANY)
             if type(self.requests[request.oldtag]) not in UNCANCELLABLE:  # type: ignore[attr-defined]
                 # Not at once: a task cancelled before its first step would not come to tell its handler.
                 asyncio.get_running_loop().call_soon(task.cancel)
             coroutine = _rflush()
-            self.start(tag, request, (), _after([task], coroutine), coroutine)
+            self.start(tag, request, size, (), (), _after([task], coroutine), coroutine)
             return
         fids = [getattr(request, field) for field in _fid_fields(cls)]
         coroutine = self.answer(request)
@@ -217,37 +223,63 @@ class _Connection:
                 self.reply(tag, stop.value)
                 return
             work = _in_task(coroutine, waited)
+            if cls is m.Twrite:
+                size = max(size, len(request.data.obj))  # type: ignore[attr-defined]  # all of what was read with it
         else:
             work = _after(earlier, coroutine)
-        if len(self.tasks) >= OUTSTANDING_MAX:
+            if cls is m.Twrite:
+                request.data = bytes(request.data)  # type: ignore[attr-defined]  # and let go of what was read with it
+        if cls is m.Tread or cls is m.Treaddir:
+            size += self.clip(request.count)  # type: ignore[attr-defined]
+        if cls not in UNCANCELLABLE:
+            refused = len(self.tasks) >= OUTSTANDING_MAX or self.held + size > HELD_MAX
+        else:  # there is no refusing these: the fid must be gone whatever is answered (clunk(5))
+            refused = len(self.tasks) >= 2 * OUTSTANDING_MAX
+        if refused:
             work.close()
             coroutine.close()
+            if cls in UNCANCELLABLE:
+                raise ProtocolError(TOO_MANY)
             self.reply(tag, m.Rlerror(errno.EAGAIN))
         else:
-            self.start(tag, request, fids, work, coroutine)
+            self.start(tag, request, size, fids, earlier, work, coroutine)
 
     def start(
         self,
         tag: int,
         request: Message,
+        size: int,
         fids: Sequence[int],
+        earlier: Sequence[asyncio.Future[None]],
         work: Coroutine[Any, Any, Message],
         inner: Coroutine[Any, Any, Message],
     ) -> None:
         task = asyncio.ensure_future(work)
+        over: asyncio.Future[None] = task.get_loop().create_future()
         self.tasks[tag] = task
         self.requests[tag] = request
+        self.held += size
         for fid in fids:
-            self.last[fid] = task
+            self.last[fid] = over
 
         def finished(_: object) -> None:
             inner.close()  # a task cancelled before its first step has not come to it
             del self.tasks[tag], self.requests[tag]
-            for fid in fids:
-                if self.last.get(fid) is task:
-                    del self.last[fid]
+            self.held -= size
+            for before in earlier:
+                before.add_done_callback(settle)
+            settle()
             if not task.cancelled():
                 self.reply(tag, task.result())
+
+        def settle(_: object = None) -> None:
+            # One that was flushed before its turn lets nobody past those it has waited for.
+            if over.done() or not all(before.done() for before in earlier):
+                return
+            over.set_result(None)
+            for fid in fids:
+                if self.last.get(fid) is over:
+                    del self.last[fid]
 
         task.add_done_callback(finished)
 
@@ -299,6 +331,7 @@ class _Connection:
                 task.cancel()
             await asyncio.wait(tasks)
             await asyncio.sleep(0)  # their callbacks empty the tables
+        self.last.clear()
         fids, self.fids = list(self.fids.values()), {}
         self.xattr_fids = 0
         for file in fids:
@@ -522,6 +555,7 @@ def _name_fields(cls: type[Message]) -> tuple[str, ...]:
     return (_fields.get(cls) or _field_kinds(cls))[1]
 
 
+TOO_MANY = "more flushes and clunks than requests outstanding"
 UNCANCELLABLE: tuple[type[Message], ...] = (m.Tclunk, m.Tremove, m.Tflush)  # what they let go of must be let go
 
 HANDLERS: dict[type[Message], Callable[[_Connection, Any], Awaitable[Message]]] = {

@@ -111,7 +111,12 @@ def test_nothing_before_version(export: LocalFile) -> None:
         wire.send((1, m.Tattach(0, NOFID, b"", b"", 0)))
         assert await wire.receive() is None
 
+    async def unknown(wire: Wire) -> None:
+        wire.stream.write(bytes.fromhex("07000000 c8 0100"))
+        assert await wire.receive() is None
+
     play(export, story, start=False)
+    play(export, unknown, start=False)
 
 
 def test_what_is_not_there(export: LocalFile) -> None:
@@ -392,6 +397,23 @@ def test_clunk_is_not_flushed_away() -> None:
     play(slow, story)
 
 
+def test_flushing_one_that_waits_lets_nobody_overtake() -> None:
+    slow = Slow()
+
+    async def story(wire: Wire) -> None:
+        await wire.rpc(m.Twalk(0, 1, ()))
+        wire.send((1, m.Tread(1, 0, 10)), (2, m.Twrite(1, 0, b"x")), (3, m.Tclunk(1)), (4, m.Tflush(2)))
+        assert await wire.receive() == (4, m.Rflush())
+        wire.send((5, m.Tgetattr(1, 0)))
+        await asyncio.sleep(0.01)
+        assert slow.log == []  # the clunk still waits for the read
+        slow.reads[0].set_result(b"done")
+        answers = [await wire.receive() for _ in range(3)]
+        assert answers == [(1, m.Rread(b"done")), (3, m.Rclunk()), (5, m.Rlerror(errno.EBADF))]
+
+    play(slow, story)
+
+
 def test_a_tag_in_use_closes_the_connection() -> None:
     slow = Slow()
 
@@ -417,6 +439,55 @@ def test_outstanding_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
             assert type(answer[1]) is m.Rflush
 
     play(slow, story)
+
+
+def test_a_clunk_is_never_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client takes the fid for gone whatever the answer, and would use the number again."""
+    monkeypatch.setattr(server, "OUTSTANDING_MAX", 4)
+    slow = Slow()
+
+    async def story(wire: Wire) -> None:
+        await wire.rpc(m.Twalk(0, 1, ()))
+        wire.send(*((i, m.Tread(1, 0, 10)) for i in range(4)), (8, m.Tclunk(1)), (9, m.Tread(1, 0, 10)))
+        assert await wire.receive() == (9, m.Rlerror(errno.EAGAIN))
+        for i in (3, 1, 2):
+            assert await wire.rpc(m.Tflush(i), 30) == m.Rflush()
+        wire.send((20, m.Tflush(0)))
+        assert {(await wire.receive() or (0,))[0] for _ in range(2)} == {8, 20}
+        await wire.fails(m.Tread(1, 0, 1), errno.EBADF)
+        wire.send(*((i, m.Tread(0, 0, 10)) for i in range(4)), *((i, m.Tremove(0)) for i in range(10, 20)))
+        assert await wire.receive() is None
+
+    play(slow, story)
+
+
+def test_what_waiting_requests_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand requests of a megabyte, or with answers of a megabyte, would be a gigabyte."""
+    monkeypatch.setattr(server, "HELD_MAX", 100000)
+    slow = Slow()
+
+    async def story(wire: Wire) -> None:
+        await wire.rpc(m.Twalk(0, 1, ()))
+        wire.send((1, m.Tread(0, 0, 30000)), (2, m.Tread(1, 0, 30000)), (3, m.Tread(0, 0, 50000)))
+        assert await wire.receive() == (3, m.Rlerror(errno.EAGAIN))
+        wire.send((3, m.Twrite(0, 0, b"x" * 30000)))
+        wire.send((4, m.Twrite(1, 0, b"x" * 30000)))
+        assert await wire.receive() == (4, m.Rlerror(errno.EAGAIN))
+        wire.send((4, m.Tflush(2)))
+        assert await wire.receive() == (4, m.Rflush())
+        wire.send((4, m.Tread(1, 0, 30000)), (5, m.Tflush(1)), (6, m.Tflush(4)))
+        assert {(await wire.receive() or (0,))[0] for _ in range(3)} == {3, 5, 6}
+
+    play(slow, story)
+
+
+def test_a_frame_of_an_unknown_type_has_to_have_a_tag_of_its_own() -> None:
+    async def story(wire: Wire) -> None:
+        wire.send((1, m.Tread(0, 0, 10)))
+        wire.stream.write(bytes.fromhex("07000000 c8 0100"))
+        assert await wire.receive() is None
+
+    play(Slow(), story)
 
 
 def test_our_bugs_are_loud_and_not_fatal(caplog: pytest.LogCaptureFixture) -> None:
