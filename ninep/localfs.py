@@ -32,7 +32,7 @@ import resource
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ninep import message as m
 from ninep.codec import entry_size
@@ -151,7 +151,7 @@ class LocalFile(File):
         self.handle = -1  # the open file's descriptor
         self.writable = False
         self.fifo = False
-        self.lock_handle = -1  # a second one, when handle's mode does not allow a lock
+        self.flocked = fcntl.LOCK_UN  # the lock of the whole file that handle has by flock(2)
         self.entries: list[Entry] = []  # read from the directory and not handed out yet, the next one last
         self.next_offset = 0  # the offset that entries continue from
 
@@ -485,30 +485,42 @@ class LocalFile(File):
     async def removexattr(self, name: bytes) -> None:
         os.removexattr(self.node.path, _attribute(name))
 
-    # Locks: of the open file (OFD), so two fids of one server keep each other out as two processes would
+    # Locks: of the open file (OFD), so two fids of one server keep each other out as two processes would.
+    # A kernel's 9P client sends flock(2) as a lock of the whole file. Local programs keep the two kinds apart, so who
+    # locks a whole file gets both: what a program here does, with either call, is seen there and the other way round.
 
     def _lock(self, command: int, kind: int, start: int, length: int) -> tuple[int, int, int, int]:
         if kind >= len(_LOCK_TYPES) or max(start, length) >= 1 << 63:
             raise OSError(errno.EINVAL, "no such lock")
         flock = _FLOCK.pack(_LOCK_TYPES[kind], os.SEEK_SET, start, length, 0)
-        handle = self.lock_handle if self.lock_handle >= 0 else self._open_handle()
-        try:
-            answer = fcntl.fcntl(handle, command, flock)
-        except OSError as error:
-            # flock(2) locks exclusively what is open for reading only, and its caller sends us a write lock.
-            if error.errno != errno.EBADF or self.lock_handle >= 0:
-                raise
-            self.lock_handle = os.open(self.node.path, os.O_RDWR | os.O_CLOEXEC)
-            answer = fcntl.fcntl(self.lock_handle, command, flock)
-        kind, _, start, length, pid = _FLOCK.unpack(answer)
+        kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self._open_handle(), command, flock))
         return _LOCK_TYPES.index(kind), start, length, pid
 
     async def lock(self, type: int, flags: int, start: int, length: int, proc_id: int, client_id: bytes) -> int:
+        before = self.flocked
+        whole = not start and not length and type < m.LOCK_TYPE_UNLCK
         try:
-            self._lock(F_OFD_SETLK, type, start, length)
-        except (BlockingIOError, PermissionError):
+            if whole:
+                self._flock(fcntl.LOCK_SH if type == m.LOCK_TYPE_RDLCK else fcntl.LOCK_EX)
+            try:
+                self._lock(F_OFD_SETLK, type, start, length)
+            except OSError as error:
+                # Only flock(2) exclusively locks what is open for reading only, and the like.
+                if error.errno != errno.EBADF or not whole:
+                    raise
+            if not whole:
+                self._flock(fcntl.LOCK_UN)
+        except BlockingIOError:
+            with suppress(BlockingIOError):
+                self._flock(before)
             return m.LOCK_BLOCKED
         return m.LOCK_SUCCESS
+
+    def _flock(self, how: int) -> None:
+        if how != self.flocked:
+            self.flocked = fcntl.LOCK_UN  # a lock that cannot be changed is lost: flock(2)
+            fcntl.flock(self._open_handle(), how | fcntl.LOCK_NB)
+            self.flocked = how
 
     async def getlock(self, type: int, start: int, length: int, proc_id: int, client_id: bytes) -> Rgetlock:
         kind, at, size, pid = self._lock(F_OFD_GETLK, type, start, length)
@@ -517,12 +529,10 @@ class LocalFile(File):
         return Rgetlock(kind, at, size, max(pid, 0), b"")
 
     async def clunk(self) -> None:
-        handles = (self.handle, self.lock_handle)
-        self.handle = self.lock_handle = -1
+        handle, self.handle = self.handle, -1
         del self.node
-        for handle in handles:
-            if handle >= 0:
-                os.close(handle)
+        if handle >= 0:
+            os.close(handle)
 
 
 def _native(flags: int) -> int:

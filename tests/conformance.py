@@ -699,7 +699,7 @@ async def locks_keep_others_out(root: File) -> None:
     rd, wr, un = m.LOCK_TYPE_RDLCK, m.LOCK_TYPE_WRLCK, m.LOCK_TYPE_UNLCK
     assert await one.lock(wr, 0, 0, 5, 1, b"one") == m.LOCK_SUCCESS
     assert await two.lock(wr, 0, 4, 1, 2, b"two") == m.LOCK_BLOCKED
-    assert await two.lock(rd, m.LOCK_FLAGS_BLOCK, 0, 0, 2, b"two") == m.LOCK_BLOCKED
+    assert await two.lock(rd, 0, 0, 0, 2, b"two") == m.LOCK_BLOCKED
     assert await two.lock(wr, 0, 5, 5, 2, b"two") == m.LOCK_SUCCESS
     held = await two.getlock(wr, 0, 0, 2, b"two")
     assert (held.type, held.start, held.length) == (wr, 0, 5)

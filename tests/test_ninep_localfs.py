@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -238,3 +241,54 @@ def test_conformance_without_root() -> None:
     os.waitpid(child, 0)
     shutil.rmtree(folder)
     assert text == ""
+
+
+def test_locks_of_a_whole_file_are_both_kinds(tmp_path: Path) -> None:
+    """A peer's flock(2) comes as a lock of the whole file: it meets both calls of the programs here."""
+    path = tmp_path / "f"
+    path.write_bytes(b"0123456789")
+    rd, wr, un = m.LOCK_TYPE_RDLCK, m.LOCK_TYPE_WRLCK, m.LOCK_TYPE_UNLCK
+
+    def local(kind: str, how: int) -> bool:
+        """Whether a program here could lock it."""
+        code = f"import fcntl, sys; fcntl.{kind}(open(sys.argv[1], 'r+'), {how | fcntl.LOCK_NB})"
+        return not subprocess.run([sys.executable, "-c", code, path], stderr=subprocess.DEVNULL).returncode
+
+    async def run() -> None:
+        root = LocalFile.root(os.fsencode(tmp_path))
+        one, two = [await conformance.opened(root, b"f", m.O_RDWR) for _ in range(2)]
+        reader = await conformance.opened(root, b"f", m.O_RDONLY)
+        for kind in ("flock", "lockf"):
+            assert await one.lock(rd, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            assert not local(kind, fcntl.LOCK_EX)
+            assert local("flock", fcntl.LOCK_SH)
+            assert await two.lock(rd, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            assert await one.lock(wr, 0, 0, 0, 1, b"") == m.LOCK_BLOCKED
+            assert await two.lock(un, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            assert not local(kind, fcntl.LOCK_EX)  # what one had it still has
+            assert await one.lock(wr, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            assert not local("flock", fcntl.LOCK_SH)
+            assert await one.lock(un, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            assert local(kind, fcntl.LOCK_EX)
+        with path.open("r+b") as file:
+            for take in (fcntl.flock, fcntl.lockf):
+                take(file, fcntl.LOCK_EX)
+                assert await one.lock(wr, 0, 0, 0, 1, b"") == m.LOCK_BLOCKED
+                take(file, fcntl.LOCK_UN)
+            # a part of it is fcntl's alone
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert await one.lock(wr, 0, 0, 10, 1, b"") == m.LOCK_SUCCESS
+            assert await one.lock(un, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+            fcntl.flock(file, fcntl.LOCK_UN)
+        # flock(2) does not ask how the file was opened
+        assert await reader.lock(wr, 0, 0, 0, 1, b"") == m.LOCK_SUCCESS
+        assert await one.lock(wr, 0, 0, 0, 1, b"") == m.LOCK_BLOCKED
+        assert not local("flock", fcntl.LOCK_SH)
+        with conformance.fails(errno.EBADF):
+            await reader.lock(wr, 0, 0, 10, 1, b"")
+        await reader.clunk()
+        assert local("flock", fcntl.LOCK_EX)
+        for file in (one, two, root):
+            await file.clunk()
+
+    asyncio.run(run())
