@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ log = logging.getLogger("ninep")
 R = TypeVar("R", bound=Message)
 
 OUTSTANDING_MAX = 1000  # requests at one time; more wait for their turn. Below what our server (and others) bear
+TAGS_MAX = 4096  # requests without an answer, the flushed ones too: who leaves so many is no server
+CLUNKS_MAX = 256  # Tclunks at one time; more wait. A cache lets go of thousands of files at once
+CLUNKS_WAITING_MAX = 1 << 15  # of those that wait. More than a FUSE mount keeps open: who leaves so many is no server
 READ_SIZE = 256 * 1024  # asked of the stream at once
 
 
@@ -64,6 +68,8 @@ class Client:
         self.next_tag = 0
         self.free_fids: list[int] = []
         self.next_fid = 0
+        self.clunking = 0
+        self.clunks: deque[tuple[Message, asyncio.Future[Message]]] = deque()  # that wait for their turn
         self.lacking: set[type[Message]] = set()  # what the server has said it does not have
         self.slots = asyncio.Semaphore(OUTSTANDING_MAX)
         self.parts: list[bytes | bytearray | memoryview] = []
@@ -146,14 +152,18 @@ class Client:
     def _tag(self) -> int:
         if self.free_tags:
             return self.free_tags.pop()
-        if self.next_tag >= m.NOTAG:
-            raise OSError(errno.EAGAIN, "no free tag")
+        if self.next_tag >= TAGS_MAX:
+            self._fail(f"the server leaves {TAGS_MAX} requests unanswered")
+            return m.NOTAG  # which _send() does not come to use
         self.next_tag += 1
         return self.next_tag - 1
 
-    def _send(self, tag: int, request: Message, made: int | None = None) -> asyncio.Future[Message]:
+    def _send(
+        self, tag: int, request: Message, made: int | None = None, future: asyncio.Future[Message] | None = None
+    ) -> asyncio.Future[Message]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Message] = loop.create_future()
+        if future is None:
+            future = loop.create_future()
         if self.reason is not None:
             self._free(tag, made)
             future.set_exception(OSError(errno.ENOTCONN, f"9P connection: {self.reason}"))
@@ -287,10 +297,28 @@ class Client:
         return self._last(fid, m.Tremove(fid))
 
     def _last(self, fid: int, request: Message) -> asyncio.Future[Message]:
-        future = self._send(self._tag(), request)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_forget)
         future.add_done_callback(lambda _: self.free_fids.append(fid))
+        if self.clunking < CLUNKS_MAX or self.reason is not None:
+            self._clunk(request, future)
+        else:
+            self.clunks.append((request, future))
+            if len(self.clunks) > CLUNKS_WAITING_MAX:
+                self._fail(f"the server leaves {CLUNKS_MAX} Tclunks unanswered")
         return future
+
+    def _clunk(self, request: Message, future: asyncio.Future[Message]) -> None:
+        self.clunking += 1
+        future.add_done_callback(self._clunked)
+        self._send(self._tag(), request, None, future)
+
+    def _clunked(self, _: object) -> None:
+        self.clunking -= 1
+        while self.clunks and self.clunking < CLUNKS_MAX:
+            request, future = self.clunks.popleft()
+            if not future.done():
+                self._clunk(request, future)
 
 
 def _partial(request: Message, answer: Message) -> bool:

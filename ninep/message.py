@@ -38,7 +38,7 @@ NOFID = 0xFFFFFFFF
 NO_UID = 0xFFFFFFFF
 MAX_NAMES = 16  # names in one Twalk (Plan 9 manual, walk(5))
 IOHDRSZ = 24  # what a read or write costs beside its payload (Plan 9 fcall.h)
-ERRNO_MAX = 4095  # the kernel's MAX_ERRNO: nothing above can be an errno
+ERRNO_MAX = 511  # what is above, Linux keeps to itself (linux/errno.h): FUSE takes none of it for an answer
 
 QTDIR, QTAPPEND, QTEXCL, QTAUTH, QTTMP, QTSYMLINK, QTFILE = 0x80, 0x40, 0x20, 0x08, 0x04, 0x02, 0x00
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ninep import message as m
 from ninep.codec import ProtocolError, decode_entries
-from ninep.file import File, check_name
+from ninep.file import NAME_MAX, File, check_name
 from ninep.message import IOHDRSZ, Entry, Message, Qid, Request, Rgetattr, Rgetlock, Rstatfs
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Message)
 
 WINDOW = 8  # Treads or Twrites that one call keeps under way: enough to fill a long link with 1 MiB messages
+IOUNIT_MIN = 512  # the smallest block of a disk; a server that says less would have a message sent for each byte
 OFFSET_MAX = (1 << 63) - 1
 XATTR_SIZE_MAX = 65536  # linux/limits.h; what a server says is not believed beyond it
 
@@ -118,7 +119,7 @@ class RemoteFile(File):
 
     def _opened(self, flags: int, qid: Qid, iounit: int) -> tuple[Qid, int]:
         self.qid = qid
-        self.iounit = iounit
+        self.iounit = iounit if iounit >= IOUNIT_MIN else 0
         self.appends = bool(flags & m.O_APPEND)
         return qid, iounit
 
@@ -182,7 +183,7 @@ class RemoteFile(File):
         except ProtocolError as error:
             raise OSError(errno.EPROTO, str(error)) from error
         # A server must not make its client's programs write elsewhere: such a name is not let in.
-        return [e for e in entries if e.name and b"/" not in e.name and b"\0" not in e.name and e.offset <= OFFSET_MAX]
+        return [e for e in entries if _is_name(e.name) and e.offset <= OFFSET_MAX]
 
     async def getattr(self, mask: int = m.GETATTR_BASIC) -> Rgetattr:
         return _sane(await self.client.rpc(m.Tgetattr(self.fid, mask)))
@@ -310,7 +311,10 @@ class RemoteFile(File):
             await self.client.rpc(m.Txattrcreate(other.fid, name, len(value), flags))
             at = 0
             while at < len(value):
-                at += await other.write(at, value[at : at + other._unit()])
+                count = await other.write(at, value[at : at + other._unit()])
+                if not count:
+                    raise OSError(errno.EIO, "the server takes nothing of the attribute")
+                at += count
         except BaseException:
             other.drop()
             raise
@@ -327,6 +331,10 @@ class RemoteFile(File):
 
     async def clunk(self) -> None:
         await asyncio.shield(self.client.clunk_soon(self.fid))
+
+
+def _is_name(name: bytes) -> bool:
+    return 0 < len(name) <= NAME_MAX and b"/" not in name and b"\0" not in name
 
 
 def _sane(r: Rgetattr) -> Rgetattr:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import conformance
+from ninep import client as client_module
 from ninep import message as m
 from ninep.client import Client
 from ninep.codec import Framer, decode, encode
@@ -257,7 +258,8 @@ def test_lies_end_the_connection(lie: str, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_lies_about_single_files() -> None:
-    entries = [m.Entry(Qid(0, 0, i), i, 8, n) for i, n in enumerate((b"ok", b"../up", b"a/b", b"", b"n\0l", b".."))]
+    names = (b"ok", b"../up", b"a/b", b"", b"n\0l", b"..", b"x" * 256)
+    entries = [m.Entry(Qid(0, 0, i), i, 8, n) for i, n in enumerate(names)]
     from ninep.codec import encode_entries
 
     def answers(tag: int, request: Message) -> bytes | None:
@@ -268,8 +270,10 @@ def test_lies_about_single_files() -> None:
         if isinstance(request, m.Txattrwalk):
             return encode(tag, m.Rxattrwalk(1 << 60))
         if isinstance(request, m.Tgetattr):
-            return encode(tag, m.Rlerror(123456))
+            return encode(tag, m.Rlerror(ecodes.pop()))
         return encode(tag, m.Rclunk())
+
+    ecodes = [0, 0xFFFFFFFF, 512]  # the last is ERESTARTSYS: FUSE has no answer with it, and its caller waits for ever
 
     async def story(client: Client) -> None:
         file = await client.attach()
@@ -278,8 +282,9 @@ def test_lies_about_single_files() -> None:
             await file.readlink()
         with conformance.fails(errno.E2BIG):
             await file.getxattr(b"user.x")
-        with conformance.fails(errno.EIO):
-            await file.getattr()
+        for _ in range(3):
+            with conformance.fails(errno.EIO):
+                await file.getattr()
 
     lied_to(answers, story)
 
@@ -356,6 +361,94 @@ def test_a_server_that_never_answers_can_be_left() -> None:
         theirs.close()
 
     asyncio.run(run())
+
+
+def test_requests_left_unanswered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers neither a cancelled request nor its Tflush must not fill our memory, or take all tags."""
+    monkeypatch.setattr(client_module, "TAGS_MAX", 100)
+
+    async def story(client: Client) -> None:
+        file = await client.attach()
+        for _ in range(200):
+            call = asyncio.create_task(file.getattr())
+            await asyncio.sleep(0)
+            call.cancel()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await call
+        with conformance.fails(errno.ENOTCONN):
+            await file.getattr()
+        assert client.reason == "the server leaves 100 requests unanswered"
+        assert not client.pending
+
+    lied_to(lambda tag, request: b"", story)
+
+
+def test_clunks_left_unanswered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "CLUNKS_WAITING_MAX", 1000)
+
+    async def story(client: Client) -> None:
+        root = await client.attach()
+        for i in range(client_module.CLUNKS_MAX + 1000):
+            _, file = await root.walk(())
+            assert isinstance(file, RemoteFile)
+            file.drop()
+            assert sum(isinstance(p.request, m.Tclunk) for p in client.pending.values()) <= client_module.CLUNKS_MAX
+            assert client.reason is None, i
+        root.drop()
+        assert client.reason == "the server leaves 256 Tclunks unanswered"
+        await asyncio.sleep(0)
+        assert not client.clunks or client.pending == {}
+        with conformance.fails(errno.ENOTCONN):
+            await root.clunk()
+
+    lied_to(lambda tag, request: encode(tag, m.Rwalk(())) if isinstance(request, m.Twalk) else b"", story)
+
+
+def test_thousands_of_files_are_let_go_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with connected(LocalFile.root(os.fsencode(tmp_path))) as client:
+            root = await client.attach()
+            files = [(await root.walk(()))[1] for _ in range(3000)]
+            for file in files:
+                assert isinstance(file, RemoteFile)
+                file.drop()
+            assert len(client.pending) <= client_module.CLUNKS_MAX
+            await root.clunk()
+            assert not client.pending and not client.clunks
+            assert sorted(client.free_fids) == list(range(client.next_fid)), "fids left over"
+
+    asyncio.run(run())
+
+
+def test_an_attribute_that_is_never_taken() -> None:
+    def answers(tag: int, request: Message) -> bytes:
+        if isinstance(request, m.Twalk):
+            return encode(tag, m.Rwalk(()))
+        return encode(tag, m.Rwrite(0) if isinstance(request, m.Twrite) else TYPES[request.number + 1]())
+
+    async def story(client: Client) -> None:
+        with conformance.fails(errno.EIO):
+            await (await client.attach()).setxattr(b"user.x", b"1", 0)
+
+    lied_to(answers, story)
+
+
+def test_an_iounit_of_one_is_not_kept_to() -> None:
+    sent: list[int] = []
+
+    def answers(tag: int, request: Message) -> bytes:
+        if isinstance(request, m.Twrite):
+            sent.append(len(request.data))
+            return encode(tag, m.Rwrite(len(request.data)))
+        return encode(tag, m.Rlopen(Qid(0, 0, 1), 1))
+
+    async def story(client: Client) -> None:
+        file = await client.attach()
+        await file.open(2)
+        assert await file.write(0, b"x" * 30000) == 30000
+
+    lied_to(answers, story)
+    assert len(sent) == 4
 
 
 def test_short_answers_are_asked_for_again() -> None:
