@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 CHUNK_SIZE = 256 * 1024  # read from a socket at once
+LINGER_S = 30.0  # how long a closed socket goes on sending what was queued, to a peer that may never read it
 HIGH_WATER = 1 << 20  # bytes queued before drain() waits: one message of the largest msize
 
 
@@ -198,7 +199,13 @@ class _Socket:
         self._wake()
         if not self.queue:
             self.sock.close()
-        # else _writable closes it when the queue has gone out
+        else:  # _writable closes it when the queue has gone out
+            self.loop.call_later(LINGER_S, self._abandon)
+
+    def _abandon(self) -> None:
+        if self.queue:
+            self.error = TimeoutError(errno.ETIMEDOUT, "the peer does not read")
+            self._writable()
 
 
 def of_socket(sock: socket.socket) -> Stream:
