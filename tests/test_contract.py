@@ -104,7 +104,7 @@ def test_exec_string_is_read_back(argv: list[bytes], port: int | None) -> None:
 
 
 def test_a_peer_sets_no_other_option() -> None:
-    for line in (b"-pk= 'ls'", b"-port9p=x 'ls'", b"-remote 'ls'", b"-port9p=70000 'ls'"):
+    for line in (b"-pk= 'ls'", b"-port9p=x 'ls'", b"-remote 'ls'", b"-port9p=70000 'ls'", b"-port9p=" + b"1" * 5000):
         with pytest.raises(ContractError):
             contract.parse_exec(line)
     with pytest.raises(ContractError, match="split"):

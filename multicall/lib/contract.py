@@ -264,7 +264,7 @@ def parse_exec(command: bytes) -> Exec:
             raise ContractError(f"option -{option.decode('latin-1')} is not for a peer to set")
         if not equals:
             value = words.pop(0) if words else b""
-        if not value.isdigit() or not 0 <= int(value) <= 0xFFFF:
-            raise ContractError(f"-port9p={value.decode('latin-1')} is not a port")
+        if not value.isdigit() or len(value) > 5 or int(value) > 0xFFFF:
+            raise ContractError(f"-port9p={value[:40].decode('latin-1')} is not a port")
         port = int(value) or None
     return Exec(words, port)
