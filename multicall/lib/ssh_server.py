@@ -102,7 +102,10 @@ async def serve(sock: socket.socket, policy: Policy) -> None:
             window=WINDOW_BYTES,
             **ALGORITHMS,
         )
-    except (OSError, asyncssh.Error) as error:
+    except (OSError, asyncssh.ConnectionLost) as error:
+        log.debug("gone before it said who: %s", reason(error))  # a port scan, a readiness probe
+        return
+    except asyncssh.Error as error:
         log.info("connection refused: %s", reason(error))
         return
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.hang_up)
