@@ -180,8 +180,8 @@ class File:
     async def lock(self, type: int, flags: int, start: int, length: int, proc_id: int, client_id: bytes) -> int:
         """Take or give up a byte-range lock (LOCK_TYPE_*; length 0 is to the end) of the machine with the file.
 
-        Returns LOCK_SUCCESS, or LOCK_BLOCKED at once when another holds it: the caller asks again. Needs an open File;
-        its locks go when it is clunked.
+        Returns LOCK_SUCCESS, or LOCK_BLOCKED at once when another holds it: the caller asks again, as ninep.server does
+        for a Tlock with LOCK_FLAGS_BLOCK. Needs an open File; its locks go when it is clunked.
         """
         raise _unsupported()
 

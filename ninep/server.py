@@ -4,8 +4,8 @@ A request is answered inline: its handler is driven by the reading loop itself, 
 become a task. All answers to one read of the stream leave in one write.
 
 Order: requests that name a common fid are carried out in the order they came, so a client may send Twalk, Tgetattr,
-Tlopen and Tread in one go. Requests on different fids may overtake each other. Rflush goes out after whatever answer
-the flushed request still got.
+Tlopen and Tread in one go; only a Tlock that waits lets later ones pass. Requests on different fids may overtake each
+other. Rflush goes out after whatever answer the flushed request still got.
 
 Nothing a client sends ends the process: an OSError is Rlerror, a malformed frame ends the connection with the reason in
 the log, anything else is our bug, answered EIO and logged with its traceback.
@@ -47,6 +47,7 @@ HELD_MAX = 256 << 20  # bytes of those, their answers' too: OUTSTANDING_MAX of w
 READ_SIZE = 256 * 1024  # asked of the stream at once: its buffers are of this order
 FLUSH_SIZE = 512 * 1024  # answers kept before they are written, however many requests one read brought
 OFFSET_MAX = (1 << 63) - 1  # off_t
+LOCK_PAUSE_S = 0.25  # between two tries to get a lock: how late it may come, against four system calls a second
 
 Root = File | Callable[[m.Tattach], File]
 Trace = Callable[[str], None]
@@ -229,6 +230,8 @@ class _Connection:
             work = _after(earlier, coroutine)
             if cls is m.Twrite:
                 request.data = bytes(request.data)  # type: ignore[attr-defined]  # and let go of what was read with it
+        if cls is m.Tlock and request.flags & m.LOCK_FLAGS_BLOCK:  # type: ignore[attr-defined]
+            fids = []  # nothing waits for it: whoever has the lock may give it up on this very fid
         if cls is m.Tread or cls is m.Treaddir:
             size += self.clip(request.count)  # type: ignore[attr-defined]
         if cls not in UNCANCELLABLE:
@@ -524,7 +527,18 @@ class _Connection:
         return m.Rxattrcreate()
 
     async def lock(self, r: m.Tlock) -> Message:
-        return m.Rlock(await self.file(r.fid).lock(r.type, r.flags, r.start, r.length, r.proc_id, r.client_id))
+        """One that may block is answered when it is had: v9fs, told that it is BLOCKED, asks again after 30 s."""
+        file = self.file(r.fid)
+        pause_s = 0.002
+        while True:
+            status = await file.lock(r.type, r.flags, r.start, r.length, r.proc_id, r.client_id)
+            if status != m.LOCK_BLOCKED or not r.flags & m.LOCK_FLAGS_BLOCK:
+                return m.Rlock(status)
+            # Nothing tells when a lock is given up but a thread that waits for it, and that could not be stopped.
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, LOCK_PAUSE_S)
+            if self.fids.get(r.fid) is not file:
+                raise OSError(errno.EBADF, "closed meanwhile")
 
     async def getlock(self, r: m.Tgetlock) -> Message:
         return await self.file(r.fid).getlock(r.type, r.start, r.length, r.proc_id, r.client_id)

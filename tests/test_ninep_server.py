@@ -490,6 +490,37 @@ def test_a_frame_of_an_unknown_type_has_to_have_a_tag_of_its_own() -> None:
     play(Slow(), story)
 
 
+def test_a_lock_is_waited_for(export: LocalFile, tmp_path: Path) -> None:
+    """The answer comes when the lock is free; meanwhile its fid can be used, and a flush or a clunk ends it."""
+    taken = LocalFile.root(os.fsencode(tmp_path / "export" / "f"))
+    wr, un, block = m.LOCK_TYPE_WRLCK, m.LOCK_TYPE_UNLCK, m.LOCK_FLAGS_BLOCK
+
+    async def story(wire: Wire) -> None:
+        await wire.rpc(m.Twalk(0, 1, (b"f",)))
+        await wire.rpc(m.Tlopen(1, m.O_RDWR))
+        await taken.open(m.O_RDWR)
+        assert await taken.lock(wr, 0, 0, 10, 1, b"") == m.LOCK_SUCCESS
+        wait = m.Tlock(1, wr, block, 0, 10, 1, b"")
+        assert (await wire.rpc(m.Tlock(1, wr, 0, 0, 10, 1, b""))).status == m.LOCK_BLOCKED
+        wire.send((5, wait))
+        assert (await wire.rpc(m.Tread(1, 0, 10))).data == b"0123456789"
+        assert (await wire.rpc(m.Tlock(1, wr, 0, 20, 10, 1, b""))).status == m.LOCK_SUCCESS
+        assert await taken.lock(un, 0, 0, 10, 1, b"") == m.LOCK_SUCCESS
+        tag, answer = await wire.receive() or (0, None)
+        assert (tag, answer) == (5, m.Rlock(m.LOCK_SUCCESS))
+        assert (await wire.rpc(m.Tlock(1, un, 0, 0, 10, 1, b""))).status == m.LOCK_SUCCESS
+        assert await taken.lock(wr, 0, 0, 10, 1, b"") == m.LOCK_SUCCESS
+        wire.send((5, wait))
+        await wire.rpc(m.Tflush(5), tag=6)
+        wire.send((5, wait))
+        await wire.rpc(m.Tclunk(1), tag=6)
+        tag, answer = await wire.receive() or (0, None)
+        assert (tag, answer) == (5, m.Rlerror(errno.EBADF))
+        await taken.clunk()
+
+    play(export, story)
+
+
 def test_our_bugs_are_loud_and_not_fatal(caplog: pytest.LogCaptureFixture) -> None:
     async def story(wire: Wire) -> None:
         await wire.fails(m.Tfsync(0, 0), errno.EIO)
