@@ -80,7 +80,7 @@ def test_programs(mounted: tuple[Path, Path], tmp_path: Path) -> None:
         "mv a/f a/g && ln a/g a/h && cat a/g && cat other",
         "rm -rf deep && mkdir deep && ls -A deep",
         "cd moved && git init -q . && git add . && git -c user.name=a -c user.email=a@b commit -qm x && git fsck",
-        "cp -a moved copied && diff -r moved copied && chmod -R go-rwx copied && find copied | wc -l",
+        "cp -a moved copied && diff -r moved copied && chmod -R go-rwx copied && find copied/f* | wc -l",
         "find . -path '*/.git' -prune -o -print | sort | md5sum",
         "md5sum big empty setuid",
         "rm -rf moved copied a && ls -A | sort",

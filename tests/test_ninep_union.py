@@ -374,6 +374,17 @@ def test_hard_links_are_names_of_the_copy(tmp_path: Path) -> None:
             await root.renameat(b"hard", root, b"hard2")
             assert await content(root, b"hard2") == b"COPY!"
             assert os.stat(tmp_path / "top/hard2").st_ino == os.stat(tmp_path / "top/d/f").st_ino
+        (tmp_path / "again").mkdir()
+        async with union(tmp_path / "again") as root:  # the name that it was copied under goes
+            f = await root.walk_open((b"d", b"f"), m.O_WRONLY)
+            await f.write(0, b"COPY!")
+            d = await at(root, b"d")
+            await d.unlinkat(b"f", 0)
+            assert await content(root, b"hard") == b"COPY!"
+            await root.renameat(b"hard", root, b"hard2")
+            assert (tmp_path / "again/top/hard2").read_bytes() == b"COPY!"
+            for file in (d, f):
+                await file.clunk()
 
     run(one())
 
