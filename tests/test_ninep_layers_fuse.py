@@ -67,6 +67,7 @@ def test_conformance(mounted: tuple[Path, Path]) -> None:
         assert not failed
 
 
+@pytest.mark.slow
 def test_programs(mounted: tuple[Path, Path], tmp_path: Path) -> None:
     """What cp, diff, mv, git and rm do is what they would do to the extracted archive."""
     export, mountpoint = mounted
