@@ -77,11 +77,15 @@ class Tree:
         if node.file is None:
             names = []
             above = node
+            passed = set()
             while above.file is None:
                 names.append(above.name)
+                passed.add(above)
                 if above.parent is None:
                     raise OSError(errno.ESTALE, "its name is gone")
                 above = above.parent
+                if above in passed:  # a server that gives a directory and one below it the same qid
+                    raise OSError(errno.ELOOP, "a directory inside itself")
             names.reverse()
             qids, file = await above.file.walk(names)
             if file is None or self.id_of(qids[-1].path) != node.id:
