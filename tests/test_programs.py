@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 import shutil
 import sqlite3
 import stat
+import struct
 import subprocess
 import tempfile
 import time
@@ -199,6 +201,11 @@ def furnish(top: Path, root: bool) -> None:
         file.seek(4 << 20)
         file.write(b"x" * 10_000)
     os.setxattr(top / "plain", "user.one", b"1")
+    (top / "shared").touch()
+    everybody = 2**32 - 1
+    entries = ((1, 6, everybody), (2, 6, 54321), (4, 0, everybody), (16, 6, everybody), (32, 0, everybody))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)  # linux/posix_acl_xattr.h
+    os.setxattr(top / "shared", "system.posix_acl_access", acl)
     os.setxattr(top / "deep", "user.two", os.urandom(1000))
     if root:
         os.setxattr(top / "plain", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
@@ -354,6 +361,27 @@ def test_a_new_file_can_be_mapped_at_once(place: Place) -> None:
     path.write_bytes(b"x" * 10_000)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 10_000, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
         assert mapped[9_999] == ord("x")
+
+
+@as_root
+def test_what_the_other_side_changes(place: Place) -> None:
+    """Data is seen at the next open; inotify is only told what goes through the mount."""
+    path, there = place.mnt / "f", place.export / "f"
+    path.write_text("one")
+    assert path.read_text() == "one"
+    for text in ("two", "more than two", "less"):
+        there.write_text(text)
+        assert path.read_text() == text
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, os.fsencode(place.mnt), 0x100) >= 0  # IN_CREATE
+    (place.export / "beside").touch()
+    os.listdir(place.mnt)
+    with pytest.raises(BlockingIOError):
+        os.read(watch, 4096)
+    (place.mnt / "through").touch()
+    assert b"through" in os.read(watch, 4096)
+    os.close(watch)
 
 
 @as_root
