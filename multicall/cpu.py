@@ -16,7 +16,7 @@ import click
 from multicall import VERSION
 from multicall.lib import contract, flags, namespace, terminal
 from multicall.lib.front import Front, open_standard
-from multicall.lib.log import Problem, reason, say
+from multicall.lib.log import Problem, reason, say, set_up
 from multicall.lib.log import run as report
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def command(
     timeout_s = flags.duration_s(timeout)
     if timeout_s <= 0:
         raise click.BadParameter("has to be more than nothing", param_hint="-timeout9p")
-    _log(debug)
+    set_up("cpu: %(name)s: %(message)s", logging.WARNING, debug=debug)
     options = Options(
         connection=ssh.Options(
             host=host,
@@ -318,18 +318,6 @@ def command(
     )
     open_standard()
     return asyncio.run(run(options))
-
-
-def _log(debug: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("cpu: %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if debug else logging.WARNING)
-    if not debug:
-        # What of its errors matters to a person is said by us, once.
-        logging.getLogger("asyncssh").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def main(argv: list[str]) -> int:

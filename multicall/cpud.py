@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -21,7 +20,7 @@ import click
 
 from multicall import VERSION
 from multicall.lib import contract, flags, launch, mount, transport
-from multicall.lib.log import Problem, reason, say
+from multicall.lib.log import Problem, reason, say, set_up
 from multicall.lib.log import run as report
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ def command(  # one parameter an option
     debug: bool,
 ) -> int:
     """Let cpu in: serve sessions on this machine over ssh."""
-    _log_to(klog, debug)
+    set_up("cpud: %(message)s", logging.INFO, debug=debug, handler=_KernelLog() if klog else None)
     time.sleep(flags.duration_s(sleep_first))
     listeners = [transport.listen(network, port) for network in networks]
     # After the bind: whoever dials meanwhile waits in the backlog instead of being refused.
@@ -315,17 +314,6 @@ class _KernelLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError), open("/dev/kmsg", "wb", buffering=0) as kmsg:
             kmsg.write(b"<6>" + self.format(record).replace("\n", " ").encode()[:900])
-
-
-def _log_to(klog: bool, debug: bool) -> None:
-    handler: logging.Handler = _KernelLog() if klog else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("cpud: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-    if not debug:
-        logging.getLogger("asyncssh").setLevel(logging.ERROR)
-        logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def main(argv: list[str]) -> int:

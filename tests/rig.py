@@ -24,7 +24,50 @@ def wait_until(true: Callable[[], object], what: str, timeout_s: float = 20) -> 
         time.sleep(0.02)
 
 
-class Cpud:
+class Clients:
+    """Runs cpu against a board that a subclass has: it says how (argv), where (folder) and in which environment."""
+
+    folder: Path
+
+    def argv(self, *words: str, options: tuple[str, ...] = ()) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self, **more: str) -> dict[str, str]:
+        raise NotImplementedError
+
+    def cpu(
+        self,
+        *words: str,
+        options: tuple[str, ...] = (),
+        cwd: Path | None = None,
+        input: bytes | None = b"",
+        timeout_s: float = 110,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end."""
+        return subprocess.run(
+            self.argv(*words, options=options),
+            cwd=cwd or self.folder,
+            input=input,
+            capture_output=True,
+            env=self.environment(**environment),
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def start_cpu(self, *words: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
+        """Start a command, with pipes for all three."""
+        return subprocess.Popen(
+            self.argv(*words, options=options),
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+
+class Cpud(Clients):
     """A cpud of this machine on a free port, with a key of its own, and a HOME for its clients."""
 
     def __init__(self, folder: Path, *arguments: str, port: str | None = None, network: str = "tcp") -> None:
@@ -42,6 +85,7 @@ class Cpud:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
+            before = log.tell()
             self.process = subprocess.Popen(
                 [
                     *PROGRAM,
@@ -61,7 +105,8 @@ class Cpud:
                 cwd=TOP,
             )
         wait_until(
-            lambda: b"listening on" in self.log.read_bytes() or self.process.poll() is not None, "cpud to listen"
+            lambda: b"listening on" in self.log.read_bytes()[before:] or self.process.poll() is not None,
+            "cpud to listen",
         )
         assert self.process.poll() is None, self.log.read_text()
 
@@ -72,34 +117,6 @@ class Cpud:
         port = [] if self.network == "unix" else ["-sp", self.port]
         host = self.port if self.network == "unix" else host
         return [*PROGRAM, "cpu", *port, "-net", self.network, "-key", str(self.key), *options, host, *words]
-
-    def cpu(
-        self,
-        *words: str,
-        options: tuple[str, ...] = (),
-        cwd: Path | None = None,
-        input: bytes | None = b"",
-        timeout_s: float = 60,
-        **environment: str,
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            self.argv(*words, options=options),
-            cwd=cwd or self.folder,
-            input=input,
-            capture_output=True,
-            env=self.environment(**environment),
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def start_cpu(self, *words: str, options: tuple[str, ...] = (), **how: object) -> "subprocess.Popen[bytes]":
-        settings: dict[str, object] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            self.argv(*words, options=options),
-            cwd=self.folder,
-            env=self.environment(),
-            **{**settings, **how},  # type: ignore[call-overload, no-any-return]
-        )
 
     def connections(self) -> list[int]:
         """The processes that serve a connection now."""
@@ -118,7 +135,7 @@ class Cpud:
             self.process.wait()
 
 
-class QemuBoard:
+class QemuBoard(Clients):
     """A board that runs in QEMU, and clients of it from the built zipapp."""
 
     def __init__(self, made: demo.Made, machine: qemu.Board, folder: Path) -> None:
@@ -136,40 +153,11 @@ class QemuBoard:
     def argv(self, *words: str, options: tuple[str, ...] = ()) -> list[str]:
         return self.made.cpu_command(self.machine.port, *words, options=options)
 
-    def cpu(
-        self,
-        *words: str,
-        options: tuple[str, ...] = (),
-        cwd: Path | None = None,
-        input: bytes | None = b"",
-        timeout_s: float = 110,
-        **environment: str,
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            self.argv(*words, options=options),
-            cwd=cwd or self.folder,
-            input=input,
-            capture_output=True,
-            env=self.environment(**environment),
-            timeout=timeout_s,
-            check=False,
-        )
-
     def on_board(self, script: str) -> str:
         """What the board's own shell says to a script, without a namespace."""
         result = self.cpu("sh", "-c", script, options=("-9p=false",))
         assert result.returncode == 0, result.stderr.decode()
         return result.stdout.decode()
-
-    def start_cpu(self, *words: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            self.argv(*words, options=options),
-            cwd=self.folder,
-            env=self.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
 
 
 def children(pid: int) -> list[int]:

@@ -1,5 +1,6 @@
 """What a person reads: a line that says what was attempted, on which value, why it failed; perhaps a hint line."""
 
+import logging
 import os
 import sys
 import traceback
@@ -65,3 +66,19 @@ def run(name: str, command: Callable[[], int], debug: bool = False) -> int:
 def die(message: str, hint: str = "", status: int = FAILURE_STATUS) -> NoReturn:
     """Raise a Problem."""
     raise Problem(message, hint, status)
+
+
+def set_up(text: str, level: int, *, debug: bool = False, handler: logging.Handler | None = None) -> None:
+    """Send a command's log to stderr, or to `handler`: records of `level` and above, all of them with `debug`.
+
+    `text` is the form of a line (logging.Formatter). asyncssh and asyncio log what they also raise: what of that
+    matters to a person is said by us, once.
+    """
+    handler = handler or logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(text))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if debug else level)
+    if not debug:
+        for name in ("asyncssh", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -21,7 +21,7 @@ from multicall.lib import attach, dialstring, flags, listing, ninepfile, ninepse
 from multicall.lib.attach import Tree
 from multicall.lib.dialstring import Address
 from multicall.lib.front import open_standard
-from multicall.lib.log import Problem, reason, say
+from multicall.lib.log import Problem, reason, say, set_up
 from multicall.lib.log import run as report
 from ninep.codec import MSIZE_DEFAULT, MSIZE_MAX, MSIZE_MIN
 from ninep.file import File
@@ -90,14 +90,8 @@ def _options(ctx: click.Context) -> attach.Options:
 def _prepare(ctx: click.Context, ends_by_signal: bool = True) -> None:
     """Logging, standard descriptors and signals: a verb that leaves nothing behind just dies of INT, TERM and PIPE."""
     open_standard()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("9p: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    debug = _wanted(ctx, "debug") or _wanted(ctx, "debug_too")
-    root.setLevel(logging.DEBUG if debug else logging.INFO if _wanted(ctx, "verbose") else logging.WARNING)
-    if not debug:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    debug = bool(_wanted(ctx, "debug") or _wanted(ctx, "debug_too"))
+    set_up("9p: %(message)s", logging.INFO if _wanted(ctx, "verbose") else logging.WARNING, debug=debug)
     if ends_by_signal:
         for number in (signal.SIGINT, signal.SIGPIPE):
             if number == signal.SIGPIPE or signal.getsignal(number) is not signal.SIG_IGN:
