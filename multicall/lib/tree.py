@@ -69,6 +69,7 @@ class KernelTree:
         self._ours, self._kernels = socket.socketpair()
         fd = self._kernels.fileno()
         # cache=mmap: none refuses shared writable mappings (sqlite, some linkers), loose has no coherence at all.
+        # access=user: the default, client, does not pass ACLs on, and keeps none itself without posixacl.
         self.options = b"version=9p2000.L,trans=fd,rfdno=%d,wfdno=%d,uname=%s,msize=%d,cache=mmap,access=user" % (
             fd,
             fd,
