@@ -365,13 +365,18 @@ def test_a_new_file_can_be_mapped_at_once(place: Place) -> None:
 
 @as_root
 def test_what_the_other_side_changes(place: Place) -> None:
-    """Data is seen at the next open; inotify is only told what goes through the mount."""
+    """Data is seen at the next open, not in what is mapped; inotify is only told what goes through the mount."""
     path, there = place.mnt / "f", place.export / "f"
     path.write_text("one")
     assert path.read_text() == "one"
     for text in ("two", "more than two", "less"):
         there.write_text(text)
         assert path.read_text() == text
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4) as mapped:
+        assert mapped[:] == b"less"
+        there.write_text("more")
+        time.sleep(1.1)
+        assert mapped[:] == b"less"
     libc = ctypes.CDLL(None, use_errno=True)
     watch = libc.inotify_init1(os.O_NONBLOCK)
     assert libc.inotify_add_watch(watch, os.fsencode(place.mnt), 0x100) >= 0  # IN_CREATE
@@ -386,7 +391,7 @@ def test_what_the_other_side_changes(place: Place) -> None:
 
 @as_root
 def test_locks_stay_inside_the_mount(place: Place) -> None:
-    """Programs on one mount keep each other out; those beside it do not see that (docs/filesystem.md)."""
+    """Programs on one mount keep each other out; those beside it or on another do not (docs/filesystem.md)."""
     for name in ("f", "g"):
         (place.mnt / name).touch()
     code = """
@@ -399,11 +404,16 @@ except BlockingIOError:
 else:
     print("free")
 """
-    for name, kind, take in (("f", "flock", fcntl.flock), ("g", "fcntl", fcntl.lockf)):
-        with (place.mnt / name).open("r+b") as file:
-            take(file, fcntl.LOCK_EX)
-            assert place.run("/usr/bin/python3", "-c", code, kind, name) == "held\n"
-            assert place.run("/usr/bin/python3", "-c", code, kind, name, cwd=place.export) == "free\n"
+    second = place.mnt.parent / "second"
+    second.mkdir()
+    with mounted(place.export, second):
+        for name, kind, take in (("f", "flock", fcntl.flock), ("g", "fcntl", fcntl.lockf)):
+            with (place.mnt / name).open("r+b") as file:
+                take(file, fcntl.LOCK_EX)
+                assert place.run("/usr/bin/python3", "-c", code, kind, name) == "held\n"
+                for elsewhere in (place.export, second):
+                    assert place.run("/usr/bin/python3", "-c", code, kind, name, cwd=elsewhere) == "free\n"
+    for name, kind in (("f", "flock"), ("g", "fcntl")):
         assert place.run("/usr/bin/python3", "-c", code, kind, name) == "free\n"
 
 
