@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from ninep.message import GETATTR_BASIC, Entry, Qid, Rgetattr, Rgetlock, Rstatfs
 
-NAME_MAX = 255
+NAME_MAX = 255  # bytes of a name (linux/limits.h): no file system of Linux has longer ones
 
 
 def check_name(name: bytes) -> bytes:
