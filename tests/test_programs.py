@@ -216,7 +216,7 @@ def furnish(top: Path, root: bool) -> None:
         os.utime(path, ns=(1_000_000_000_000_000_001, 1_234_567_890_123_456_789), follow_symlinks=False)
 
 
-def facts(top: Path, every_time: bool = True) -> dict[str, tuple[object, ...]]:
+def facts(top: Path, every_time: bool = True, unit_ns: int = 1) -> dict[str, tuple[object, ...]]:
     """All there is to know of a tree, but for what no copy keeps; every_time: of links and FIFOs too."""
     found: dict[str, tuple[object, ...]] = {}
     inodes: dict[int, str] = {}
@@ -234,7 +234,7 @@ def facts(top: Path, every_time: bool = True) -> dict[str, tuple[object, ...]]:
             names = os.listxattr(path, follow_symlinks=False)
             xattrs = {x: os.getxattr(path, x, follow_symlinks=False) for x in names}
             timed = every_time or stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
-            mtime = st.st_mtime_ns if timed else 0
+            mtime = st.st_mtime_ns // unit_ns if timed else 0
             links = 0 if stat.S_ISDIR(st.st_mode) else st.st_nlink
             found[shown] = (st.st_mode, st.st_uid, st.st_gid, st.st_rdev, mtime, links, first, xattrs, content)
     return found
