@@ -344,6 +344,29 @@ def test_a_directory_of_many(tree: tuple[Path, Path]) -> None:
     assert os.listdir(export) == []
 
 
+@pytest.mark.slow
+def test_a_directory_of_a_hundred_thousand_that_changes_while_it_is_read(tree: tuple[Path, Path]) -> None:
+    """Each entry that stays is met exactly once, whatever comes and goes, on either side of the mount."""
+    export, mountpoint = tree
+    stay = {f"stay-{i}" for i in range(100_000)}
+    for name in stay:
+        os.mknod(export / name)
+    for i in range(1000):
+        os.mknod(export / f"go-{i}")
+    seen: list[str] = []
+    with mounted(export, mountpoint):
+        leaving = [f"go-{i}" for i in range(1000)]
+        with os.scandir(mountpoint) as entries:
+            for entry in entries:
+                seen.append(entry.name)
+                if len(seen) % 200 == 0 and leaving:
+                    os.unlink((export if len(leaving) % 2 else mountpoint) / leaving.pop())
+                    os.mknod((mountpoint if len(leaving) % 2 else export) / f"new-{len(leaving)}")
+    assert len(leaving) < 600
+    assert len([name for name in seen if name in stay]) == len(stay)
+    assert len(seen) == len(set(seen))
+
+
 def test_changes_on_the_other_side_are_seen(tree: tuple[Path, Path]) -> None:
     export, mountpoint = tree
     (export / "f").write_bytes(bytes(range(256)) * 1000)
