@@ -356,7 +356,9 @@ class ServerMachine(_Machine):
         assert not self.failures, self.failures
 
     def finish(self) -> None:
+        deadline = time.monotonic() + 2 * DEADLINE_S
         while self.asked:  # whatever waits, ends when it is flushed
+            assert time.monotonic() < deadline, self.asked
             tag = next(iter(self.asked))
             serving = self.serving
             self.send((max(self.asked) + 1000, m.Tflush(tag)))
