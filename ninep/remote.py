@@ -72,7 +72,11 @@ class RemoteFile(File):
         if not self.client.in_order:
             return await super().walk_getattr(name, mask)
         file, answer = await self._walk_and((name,), lambda fid: m.Tgetattr(fid, mask))
-        return file, _sane(answer)
+        try:
+            return file, _sane(answer)
+        except OSError:
+            file.drop()
+            raise
 
     async def walk_open(self, names: Sequence[bytes], flags: int) -> File:
         names = tuple(names)

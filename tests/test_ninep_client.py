@@ -420,6 +420,26 @@ def test_thousands_of_files_are_let_go_at_once(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("in_order", [False, True])
+def test_attributes_that_cannot_be_keep_no_fid(in_order: bool) -> None:
+    def answers(tag: int, request: Message) -> bytes:
+        if isinstance(request, m.Twalk):
+            return encode(tag, m.Rwalk((Qid(0, 0, 2),) * len(request.wname)))
+        if isinstance(request, m.Tgetattr):
+            return encode(tag, m.Rgetattr(0x7FF, Qid(0, 0, 2), 0o100644, 0, 0, 1, 0, 1 << 63, *[0] * 12))
+        return encode(tag, m.Rclunk())
+
+    async def story(client: Client) -> None:
+        client.in_order = in_order
+        root = await client.attach()
+        with conformance.fails(errno.EIO):
+            await root.walk_getattr(b"f")
+        await root.clunk()
+        assert sorted(client.free_fids) == list(range(client.next_fid))
+
+    lied_to(answers, story)
+
+
 def test_an_attribute_that_is_never_taken() -> None:
     def answers(tag: int, request: Message) -> bytes:
         if isinstance(request, m.Twalk):
