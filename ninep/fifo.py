@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
@@ -48,7 +49,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 async def open_fifo(path: bytes, flags: int) -> int:
     """open(2) of a FIFO, in a thread until the other end comes; then a non-blocking descriptor, the caller's.
 
-    When cancelled we play the other end for a moment, which lets the thread go.
+    When cancelled we play the other end until the thread has let go.
     """
     if len(_opens) >= OPENS_MAX:
         raise BlockingIOError(errno.EAGAIN, "too many FIFOs are being opened")
@@ -61,60 +62,70 @@ async def open_fifo(path: bytes, flags: int) -> int:
 
 
 class _Opening:
+    """One open(2) in its thread. Whoever comes last, the thread or abandon(), closes everything."""
+
     def __init__(self, path: bytes, flags: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[int] = self.loop.create_future()
-        self.abandoned = False
         self.flags = flags
-        # Ways to the FIFO of the thread's own and of abandon()'s: the caller may close its at any time.
-        self.there = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        self.lock = threading.Lock()  # over all that follows
+        self.ended = False  # the thread has its answer
+        self.abandoned = False
+        self.error: OSError | None = None
+        # A way to the FIFO that stays ours: the caller may close its own at any time.
+        self.held = [os.open(path, os.O_PATH | os.O_CLOEXEC)]
+        self.there = self.held[0]
         _opens.add(self)
-        self.thread = threading.Thread(target=self.work, args=(os.dup(self.there),), daemon=True, name="ninep-fifo")
-        self.thread.start()
+        threading.Thread(target=self.work, daemon=True, name="ninep-fifo").start()
 
-    def work(self, there: int) -> None:
+    def work(self) -> None:
         handle, error = -1, None
         try:
-            handle = os.open(b"/proc/self/fd/%d" % there, self.flags)
+            handle = os.open(b"/proc/self/fd/%d" % self.there, self.flags)
             os.set_blocking(handle, False)
         except OSError as failure:
             error = failure
-        os.close(there)
         _opens.discard(self)
-        if not self.abandoned:
-            try:
-                self.loop.call_soon_threadsafe(self.settle, handle, error)
-                return
-            except RuntimeError:  # the loop has ended
-                pass
-        if handle >= 0:
-            os.close(handle)
-
-    def settle(self, handle: int, error: OSError | None) -> None:
-        if self.abandoned or self.future.done():
+        with self.lock:
+            self.ended = True
+            self.error = error
             if handle >= 0:
-                os.close(handle)
-            return
-        os.close(self.there)
-        if error is None:
+                self.held.append(handle)
+            if self.abandoned:
+                self.close()
+                return
+        try:
+            self.loop.call_soon_threadsafe(self.settle)
+        except RuntimeError:  # the loop has ended
+            with self.lock:
+                self.close()
+
+    def settle(self) -> None:
+        with self.lock:
+            if self.abandoned or self.future.done():  # cancelled: abandon() is about to be called
+                return
+            handle = self.held.pop() if self.error is None else -1
+            self.close()
+        if self.error is None:
             self.future.set_result(handle)
         else:
-            self.future.set_exception(error)
+            self.future.set_exception(self.error)
 
     def abandon(self) -> None:
         if self.future.done() and not self.future.cancelled():  # settled already: nobody takes what it got
             if self.future.exception() is None:
                 os.close(self.future.result())
             return
-        self.abandoned = True
-        self.release()
+        with self.lock:
+            self.abandoned = True
+            if self.ended:
+                self.close()
+                return
+            # Be the other end for as long as it takes: the thread may not have come to its open() yet.
+            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+            with contextlib.suppress(OSError):
+                self.held.append(os.open(b"/proc/self/fd/%d" % self.there, flags))
 
-    def release(self) -> None:
-        """Be the other end, again and again: the thread may not have come to its open() yet."""
-        if self.thread.is_alive():
-            os.close(os.open(b"/proc/self/fd/%d" % self.there, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            self.thread.join(0.001)
-        if self.thread.is_alive():
-            self.loop.call_later(0.05, self.release)
-        else:
-            os.close(self.there)
+    def close(self) -> None:
+        while self.held:
+            os.close(self.held.pop())
