@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("cpud")
 
 DEFAULT_HOST_KEY = "/etc/cpud/host_key"
+MAX_CONNECTIONS = 32
+"""Processes at once, about 4 MB each: so many that nobody notices, so few that strangers cannot use up a board.
+The next one waits in the backlog; who does not log in is cut off after ssh_server.LOGIN_TIMEOUT_S."""
+
 STOP_GRACE_S = 8.0
 """Longer than a session's own grace between HUP and KILL, so that each can end its command."""
 
@@ -64,8 +68,9 @@ class Daemon:
         poll.register(self._made_pipe[0], select.POLLIN)
         for listener in self._listeners:
             listener.setblocking(False)
-            poll.register(listener, select.POLLIN)
         while self._listeners or self._children:
+            for listener in self._listeners:
+                poll.register(listener, select.POLLIN if len(self._children) < MAX_CONNECTIONS else 0)
             for fd, _ in poll.poll():
                 if fd == self._wake[0]:
                     for number in os.read(fd, 4096):
@@ -80,7 +85,9 @@ class Daemon:
                 elif fd == self._made_pipe[0]:
                     self._take_made()
                 else:
-                    self._accept(next(listener for listener in self._listeners if listener.fileno() == fd))
+                    for listener in self._listeners:
+                        if listener.fileno() == fd:
+                            self._accept(listener)
         return 0
 
     def _close_listeners(self) -> None:

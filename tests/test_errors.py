@@ -237,3 +237,27 @@ def test_u_roots_wire_has_no_word_for_a_mount(board: Cpud) -> None:
         "cpu: --mount fuse: u-root/cpu's protocol has no word for it",
         "hint: the board chooses; cpud has a --mount too",
     ]
+
+
+def test_strangers_cannot_use_up_the_boards_processes(tmp_path: Path) -> None:
+    from multicall.cpud import MAX_CONNECTIONS
+
+    daemon = Cpud(tmp_path)
+    strangers = []
+    try:
+        for _ in range(MAX_CONNECTIONS):
+            sock = socket.create_connection(("127.0.0.1", int(daemon.port)), 20)
+            strangers.append(sock)
+            assert sock.recv(8, socket.MSG_WAITALL) == b"SSH-2.0-"
+        assert len(daemon.connections()) == MAX_CONNECTIONS
+        with socket.create_connection(("127.0.0.1", int(daemon.port)), 20) as waiting:
+            waiting.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                waiting.recv(8)
+            strangers.pop().close()
+            waiting.settimeout(20)
+            assert waiting.recv(8, socket.MSG_WAITALL) == b"SSH-2.0-"
+    finally:
+        for sock in strangers:
+            sock.close()
+        daemon.stop()

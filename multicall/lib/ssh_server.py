@@ -25,7 +25,7 @@ from ninep.stream import Stream, of_streams
 
 log = logging.getLogger("cpud")
 
-LOGIN_TIMEOUT_S = 60
+LOGIN_TIMEOUT_S = 30
 KEEPALIVE_S = 15
 KEEPALIVE_COUNT = 3
 MAX_SESSIONS = 16
