@@ -362,13 +362,13 @@ async def attributes_can_be_set(root: File) -> None:
     await file.setattr(both, atime_ns=1_000_000_000, mtime_ns=2_000_000_000)
     r = await file.getattr()
     assert (r.atime_sec, r.mtime_sec) == (1, 2)
-    await file.setattr(m.SETATTR_MTIME | m.SETATTR_MTIME_SET, mtime_ns=-5_000_000_000)
+    await file.setattr(m.SETATTR_MTIME | m.SETATTR_MTIME_SET, mtime_ns=5_000_000_000)
     r = await file.getattr()
-    assert (r.atime_sec, r.mtime_sec) == (1, (1 << 64) - 5)
+    assert (r.atime_sec, r.mtime_sec) == (1, 5)
     now = time.time()
     await file.setattr(m.SETATTR_ATIME)
     r = await file.getattr()
-    assert abs(r.atime_sec - now) < 60 and r.mtime_sec == (1 << 64) - 5
+    assert abs(r.atime_sec - now) < 60 and r.mtime_sec == 5
     await file.setattr(m.SETATTR_CTIME)
     await file.setattr(0)
     with fails(errno.EISDIR):
@@ -377,7 +377,7 @@ async def attributes_can_be_set(root: File) -> None:
 
 
 @check
-async def times_are_kept_to_the_nanosecond(root: File) -> None:
+async def times_have_nanoseconds_and_may_be_before_1970(root: File) -> None:
     await made(root, b"f")
     file = await at(root, b"f")
     both = m.SETATTR_ATIME | m.SETATTR_ATIME_SET | m.SETATTR_MTIME | m.SETATTR_MTIME_SET
