@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # What a person has in the environment must not decide a test.
 for name in ("SSH_AUTH_SOCK", "PYTHONWARNINGS", "PYTHONPATH", "SHIV_ROOT"):
     os.environ.pop(name, None)
+
+# A runner that was started in the background, or under nohup, ignores these, and so would every program of the tests.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 from initramfs import demo, qemu  # noqa: E402
 from rig import TOP, Cpud, QemuBoard  # noqa: E402
