@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 from initramfs import demo, qemu
 from initramfs.demo import free_port
@@ -22,6 +23,17 @@ def wait_until(true: Callable[[], object], what: str, timeout_s: float = 20) -> 
     while not true():
         assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
         time.sleep(0.02)
+
+
+class Running(subprocess.Popen[bytes]):
+    """A process whose context ends with it: when the test has failed it is killed, and not waited for in vain."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            self.kill()
+        super().__exit__(kind, error, trace)
 
 
 class Clients:
@@ -55,9 +67,9 @@ class Clients:
             check=False,
         )
 
-    def start_cpu(self, *words: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
+    def start_cpu(self, *words: str, options: tuple[str, ...] = ()) -> "Running":
         """Start a command, with pipes for all three."""
-        return subprocess.Popen(
+        return Running(
             self.argv(*words, options=options),
             cwd=self.folder,
             env=self.environment(),
