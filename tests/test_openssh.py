@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rig import Cpud, running, wait_until
+from rig import Cpud, Running, running, wait_until
 
 pytestmark = [pytest.mark.interop]
 
@@ -61,7 +61,7 @@ def test_a_terminal(host: Cpud) -> None:
 
 
 def test_a_client_that_goes_takes_its_command(host: Cpud) -> None:
-    with subprocess.Popen(ssh_argv(host, "127.0.0.1", "echo ready; exec sleep 31415926"), stdout=-1) as process:
+    with Running(ssh_argv(host, "127.0.0.1", "echo ready; exec sleep 31415926"), stdout=-1) as process:
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
         process.kill()
