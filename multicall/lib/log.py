@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 FAILURE_STATUS = 255
 """The exit status of a failure of ours, as ssh does it: a command's own status is never confused with it lightly."""
@@ -61,11 +60,6 @@ def run(name: str, command: Callable[[], int], debug: bool = False) -> int:
         else:
             say(f"{name}: {type(error).__name__}: {reason(error)}\nhint: -d shows where; please report it\n")
         return FAILURE_STATUS
-
-
-def die(message: str, hint: str = "", status: int = FAILURE_STATUS) -> NoReturn:
-    """Raise a Problem."""
-    raise Problem(message, hint, status)
 
 
 def set_up(text: str, level: int, *, debug: bool = False, handler: logging.Handler | None = None) -> None:

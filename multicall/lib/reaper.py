@@ -25,10 +25,6 @@ class Reaper:
         self._awaited[pid] = future
         return future
 
-    def is_awaited(self, pid: int) -> bool:
-        """Whether somebody waits for this child; any other one is an orphan that came to us."""
-        return pid in self._awaited
-
     def _reap(self) -> None:
         while True:
             try:

@@ -177,25 +177,19 @@ def read_client_key(path: str) -> asyncssh.SSHKeyPair:
 
 
 class Client(asyncssh.SSHClient):
-    """What asyncssh asks of a client: about the host key, and to be told of the end."""
+    """What asyncssh asks of a client: about the host key."""
 
     def __init__(self, host_keys: HostKeys) -> None:
         self._host_keys = host_keys
-        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         return self._host_keys.decide(host, addr, port, key)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.lost.done():
-            self.lost.set_result(exc)
-
 
 class Connection(NamedTuple):
-    """An authenticated connection and the object that is told of its end."""
+    """An authenticated connection, and where it leads."""
 
     ssh: asyncssh.SSHClientConnection
-    client: Client
     target: Target
 
 
@@ -246,12 +240,6 @@ async def connect(options: Options) -> Connection:
     target, ssh_options = resolve(options)
     name = known_name(options.network, str(ssh_options.config.get("HostKeyAlias", target.host)), target.port)
     host_keys = HostKeys(name, options.host_key, known_hosts_files(ssh_options))
-    clients: list[Client] = []
-
-    def make_client() -> Client:
-        clients.append(Client(host_keys))
-        return clients[-1]
-
     sock = await transport.dial(options.network, target.host, target.port, options.connect_timeout_s)
     port = int(target.port) if target.port.isdigit() else 0
     extra: dict[str, Any] = {}
@@ -267,7 +255,7 @@ async def connect(options: Options) -> Connection:
                 options.host,
                 port,
                 sock=sock,
-                client_factory=make_client,
+                client_factory=lambda: Client(host_keys),
                 options=asyncssh.SSHClientConnectionOptions(
                     ssh_options,
                     known_hosts=host_keys.trusted,
@@ -290,4 +278,4 @@ async def connect(options: Options) -> Connection:
         if host_keys.problem:
             raise host_keys.problem from error
         raise Problem(f"connect to {target.shown}: {reason(error)}") from error
-    return Connection(connection, clients[-1], target)
+    return Connection(connection, target)
